@@ -1,0 +1,31 @@
+"""Results on stdout: JSON for machines, aligned text for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document, keys in the order they were built."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
+    """Print ``name: value`` lines with the values in one column."""
+    width = max((len(name) for name, _ in pairs), default=0) + 1
+    for name, value in pairs:
+        click.echo(f"{name + ':':<{width}} {value}")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows under a header, columns aligned, no colour and no frame (it is for pipes too)."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
+    for line in [list(header), *cells]:
+        click.echo(
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
