@@ -73,5 +73,9 @@ class Device(ABC):
     @abstractmethod
     async def pread(self, offset: int, length: int) -> Buffer: ...
 
+    def stats(self) -> dict[str, int]:
+        """Counters for ``list`` and ``status``: ``bytes_total``, ``bytes_fetched``, ... (bytes)."""
+        return {}
+
     async def aclose(self) -> None:  # noqa: B027
         """Release everything below. Reads after that are a bug."""
