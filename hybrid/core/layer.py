@@ -1,0 +1,295 @@
+"""A blob becomes a layer: tar( zfile( lsmt ) ), each wrapper optional (spec: tar-and-blob 7).
+
+Everything that opening needs stands at the end of a blob: ZFile index and trailer, and in front of
+them, compressed, the LSMT index and trailer. So opening reads the tail once and works from there.
+What stands at the head (tar headers, ZFile and LSMT headers) is checked before the first byte of
+the layer is served; for a remote blob that is when the layer is read for the first time.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from hybrid.core import lsmt, zfile
+from hybrid.core.device import Buffer, Source, check_range
+from hybrid.core.lsmt import LayerRecord, SegmentMap
+from hybrid.core.stream import PlainStream, Stream, ZFileStream
+from hybrid.core.tarball import BLOCK as TAR_BLOCK
+from hybrid.core.tarball import HEAD_SIZE, is_tar, parse_tar
+from hybrid.errors import FormatError, HybridError, UnsupportedError
+
+logger = logging.getLogger("hybrid.core")
+
+MIN_TAIL = 65536
+MAX_TAIL = 8 << 20
+# Behind a ZFile in tar: padding, two zero blocks, and two more from one converter.
+_MAX_PADDING = TAR_BLOCK - 1 + 4 * TAR_BLOCK
+
+
+class Layer:
+    """An open sealed layer. Offsets are bytes of its LSMT stream.
+
+    ``segments`` is the index; whoever has merged it may drop it (set None) to save memory.
+    """
+
+    def __init__(
+        self, source: Source, stream: Stream, record: LayerRecord, segments: SegmentMap, base: int
+    ) -> None:
+        self.name = source.name
+        self.source = source
+        self.stream = stream
+        self.record = record
+        self.segments: SegmentMap | None = segments
+        self.base = base
+        """Bytes of tar headers in front of the payload."""
+        self._head_checked = False
+        self._head_lock = trio.Lock()
+
+    def parts_nowait(self, offset: int, length: int) -> list[Buffer] | None:
+        """Buffers of the range, or None if that would block."""
+        if not self._head_checked:
+            head = self.source.pread_nowait(0, self._head_size())
+            if head is None:
+                return None
+            try:
+                self._check_head(head)
+            except FormatError:
+                return None  # the waiting path asks the origin again
+        return self.stream.parts_nowait(offset, length)
+
+    async def parts(self, offset: int, length: int) -> list[Buffer]:
+        """Buffers of the range. Raises FormatError for damage that the origin has too."""
+        if not self._head_checked:
+            await self.check_head()
+        return await self.stream.parts(offset, length)
+
+    async def check_head(self) -> None:
+        """Check what stands in front of the data. Raises FormatError or UnsupportedError."""
+        async with self._head_lock:
+            if self._head_checked:
+                return
+            size = self._head_size()
+            try:
+                self._check_head(await self.source.pread(0, size))
+            except FormatError as error:
+                if not await self.source.evict(0, size):
+                    raise
+                logger.warning("%s; fetching it again", error)
+                self._check_head(await self.source.pread(0, size))
+
+    async def aclose(self) -> None:
+        await self.source.aclose()
+
+    def _head_size(self) -> int:
+        """Bytes of the source up to the end of the LSMT header."""
+        if isinstance(self.stream, ZFileStream):
+            blocks = self.stream.blocks
+            return self.base + blocks.offsets[-(-lsmt.BLOCK // blocks.block_size)]
+        return self.base + lsmt.BLOCK
+
+    def _check_head(self, head: Buffer) -> None:
+        view = memoryview(head)
+        if isinstance(self.stream, ZFileStream):
+            blocks = self.stream.blocks
+            payload_size = blocks.offsets[-1] + 4 * blocks.block_count + zfile.HEADER_SIZE
+            record = zfile.parse_header(view[self.base : self.base + 512], self.name)
+            if (record.block_size, record.algorithm, record.verify) != (
+                blocks.block_size, blocks.algorithm, blocks.verify,
+            ):  # fmt: skip
+                raise FormatError(f"{self.name}: ZFile header and trailer disagree")
+            if record.overwritten and record.zfile_size != payload_size:
+                raise FormatError(f"{self.name}: ZFile header and trailer disagree on the size")
+            count = -(-lsmt.BLOCK // blocks.block_size)
+            data = view[self.base + zfile.HEADER_SIZE :]
+            header = b"".join(blocks.decode(data, 0, count))[: lsmt.BLOCK]
+        else:
+            payload_size = self.stream.size
+            header = bytes(view[self.base : self.base + lsmt.BLOCK])
+        lsmt.parse_header(header, self.name)
+        if self.base:
+            member = parse_tar(view[: self.base], self.source.size, self.name)
+            if (member.offset, member.size) != (self.base, payload_size):
+                raise FormatError(
+                    f"{self.name}: tar says {member.size} bytes at {member.offset}, but the layer "
+                    f"has {payload_size} at {self.base}"
+                )
+        self._head_checked = True
+
+
+async def open_layer(source: Source) -> Layer:
+    """Open a blob as a layer, with one read of its tail in the usual case.
+
+    Raises FormatError (damaged or truncated) and UnsupportedError (something else than a layer).
+    The source stays the caller's to close if this fails.
+    """
+    size = min(source.size, max(MIN_TAIL, min(MAX_TAIL, source.size // 128)))
+    start = source.size - size
+    try:
+        return await _open(_Tail(source, start, await source.pread(start, size)))
+    except FormatError as error:
+        if not await source.evict(start, size):
+            raise
+        logger.warning("%s; fetching it again", error)
+    return await _open(_Tail(source, start, await source.pread(start, size)))
+
+
+async def open_stream(source: Source) -> tuple[ZFileStream, int]:
+    """Open a ZFile, bare or in tar: the stream, and the bytes of tar headers in front of it.
+
+    What the stream holds is not looked at. Raises FormatError or UnsupportedError.
+    """
+    size = min(source.size, max(MIN_TAIL, min(MAX_TAIL, source.size // 128)))
+    tail = _Tail(source, source.size - size, await source.pread(source.size - size, size))
+    found = await _find_zfile(tail)
+    if found is None:
+        raise await _not_a_layer(tail)
+    return _settle(found[0], source), found[1]
+
+
+class _Tail(Source):
+    """A source whose last bytes are in memory. Used only while a layer is opened."""
+
+    def __init__(self, source: Source, start: int, data: Buffer) -> None:
+        self.name = source.name
+        self.size = source.size
+        self.source = source
+        self.start = start
+        self.data = memoryview(data)
+        self._head = b""
+
+    def pread_nowait(self, offset: int, length: int) -> Buffer | None:
+        if offset >= self.start:
+            return self.data[offset - self.start : offset - self.start + length]
+        return self.source.pread_nowait(offset, length)
+
+    async def pread(self, offset: int, length: int) -> Buffer:
+        check_range(offset, length, self.size, self.name)
+        if offset >= self.start:
+            return self.data[offset - self.start : offset - self.start + length]
+        if offset + length <= self.start:
+            return await self.source.pread(offset, length)
+        rest = offset + length - self.start
+        head = await self.source.pread(offset, self.start - offset)
+        return bytes(head) + bytes(self.data[:rest])
+
+    async def head(self) -> bytes:
+        """The start of the source, with room for the tar headers and a payload header."""
+        if not self._head:
+            self._head = bytes(await self.pread(0, min(HEAD_SIZE + zfile.HEADER_SIZE, self.size)))
+        return self._head
+
+
+def _settle(stream: ZFileStream, source: Source) -> ZFileStream:
+    """The same stream over the real source: the tail need not stay in memory."""
+    stream.source = source
+    return stream
+
+
+async def _open(tail: _Tail) -> Layer:
+    source = tail.source
+    found = await _find_zfile(tail)
+    stream: Stream
+    if found is not None:
+        stream, base = found
+    else:
+        stream, base = await _find_plain(tail)
+    record, segments = await _read_index(stream, source.name)
+    if isinstance(stream, ZFileStream):
+        stream = _settle(stream, source)
+    else:
+        stream = PlainStream(source, base, stream.size)
+    return Layer(source, stream, record, segments, base)
+
+
+async def _read_index(stream: Stream, name: str) -> tuple[LayerRecord, SegmentMap]:
+    if stream.size < 2 * lsmt.BLOCK:
+        raise FormatError(f"{name}: {stream.size} bytes are too few for an LSMT layer")
+    block = await stream.read(stream.size - lsmt.BLOCK, lsmt.BLOCK)
+    record = lsmt.parse_trailer(block, name, stream.size)
+    raw = await stream.read(record.index_offset, record.index_size * lsmt.ENTRY_SIZE)
+    return record, lsmt.parse_index(raw, record, name)
+
+
+async def _find_zfile(tail: _Tail) -> tuple[ZFileStream, int] | None:
+    """The ZFile stream and where its payload begins; None if this is no ZFile.
+
+    The trailer is found by its magic in front of the tar padding. Where it is lost or damaged, a
+    header that was overwritten at the end of writing has the same information.
+    """
+    window = bytes(tail.data[-(_MAX_PADDING + zfile.HEADER_SIZE) :])
+    at = window.rfind(zfile.MAGIC)
+    if at >= 0 and len(window) < tail.size or at > 0:
+        block = window[at : at + zfile.HEADER_SIZE]
+        try:
+            record = zfile.parse_trailer(block, tail.name)
+        except HybridError as error:
+            return await _find_by_header(tail, error)
+        if not window[at + zfile.HEADER_SIZE :].strip(b"\0"):
+            end = tail.size - len(window) + at + zfile.HEADER_SIZE
+            base = end - record.zfile_size
+            if base < 0 or base % TAR_BLOCK:
+                raise FormatError(
+                    f"{tail.name}: ZFile of {record.zfile_size} bytes cannot end at byte {end}"
+                )
+            return await _read_blocks(tail, base, record), base
+    return await _find_by_header(tail, None)
+
+
+async def _find_by_header(
+    tail: _Tail, error: HybridError | None
+) -> tuple[ZFileStream, int] | None:
+    base, size, head = await _payload(tail)
+    if not zfile.is_zfile(head):
+        if error:
+            raise error
+        return None
+    header = zfile.parse_header(head[: zfile.HEADER_SIZE], tail.name)
+    if not header.overwritten or header.index_offset + 4 * header.block_count > size:
+        raise error or FormatError(
+            f"{tail.name}: a ZFile begins at byte {base}, but its trailer is missing",
+            hint="the file is truncated",
+        )
+    return await _read_blocks(tail, base, header), base
+
+
+async def _read_blocks(tail: _Tail, base: int, record: zfile.ZFileRecord) -> ZFileStream:
+    raw = await tail.pread(base + record.index_offset, 4 * record.block_count)
+    blocks = zfile.parse_index(raw, record, tail.name)
+    return ZFileStream(tail, base, blocks)
+
+
+async def _find_plain(tail: _Tail) -> tuple[PlainStream, int]:
+    if lsmt.is_lsmt(tail.data[-lsmt.BLOCK :]):
+        return PlainStream(tail, 0, tail.size), 0  # a bare one; its head is checked later
+    base, size, head = await _payload(tail)
+    if not lsmt.is_lsmt(head):
+        raise await _not_a_layer(tail)
+    return PlainStream(tail, base, size), base
+
+
+async def _payload(tail: _Tail) -> tuple[int, int, bytes]:
+    """Offset and size of what is inside the tar wrapper (if any), and its first 512 bytes."""
+    head = await tail.head()
+    base, size = 0, tail.size
+    if is_tar(head):
+        member = parse_tar(head, tail.size, tail.name)
+        base, size = member.offset, member.size
+    return base, size, head[base : base + min(zfile.HEADER_SIZE, size)]
+
+
+async def _not_a_layer(tail: _Tail) -> HybridError:
+    """Say what a blob is that is no layer: that is what its owner needs to know."""
+    head = await tail.head()
+    if head[:2] == b"\x1f\x8b":
+        what = "it is gzip-compressed, as the layers of plain OCI images are"
+    elif head[:4] == b"\x28\xb5\x2f\xfd":
+        what = "it is zstd-compressed, as the layers of plain OCI images are"
+    elif is_tar(head):
+        what = f"it is a tar archive that begins with {parse_tar(head, tail.size, '').name!r}"
+    elif not tail.size:
+        what = "it is empty"
+    else:
+        what = "neither ZFile nor LSMT magic was found"
+    return UnsupportedError(f"{tail.name} is no overlaybd layer: {what}")

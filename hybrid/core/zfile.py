@@ -1,0 +1,377 @@
+"""ZFile codec: one byte stream cut into blocks that are compressed one by one (spec: zfile).
+
+Pure: bytes in, values and plans out; no I/O. Integers on disk are little-endian.
+
+    0          512          index_offset        EOF-512     EOF
+    | header   | blocks ... | u32 sizes[N]      | trailer   |
+
+Header and trailer are 512-byte blocks with the same record in their first 96 bytes:
+
+    offset size field             offset size field
+         0   24 magic                  64    4 index_crc
+        24    4 record size (96)       72    4 block_size (bytes)
+        28    4 digest                 76    1 algorithm (1 LZ4, 2 zstd)
+        32    8 flags                  78    1 use_dict
+        40    8 index_offset           84    4 dict_size
+        48    8 index_size (blocks)    88    1 verify (blocks carry a CRC)
+        56    8 original_size
+
+A block is the compressed bytes followed by their CRC (4 bytes, if ``verify``); ``sizes[i]`` is the
+length of both. Every block but the last expands to exactly ``block_size`` bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+
+import lz4.block
+import zstandard
+from crc32c import crc32c
+
+from hybrid.core.device import Buffer
+from hybrid.errors import FormatError, UnsupportedError
+
+HEADER_SIZE = 512
+"""Bytes of the header, and of the trailer."""
+MAGIC = b"ZFile\x00\x01\x00tuji.yyf@Alibaba"
+MAX_BLOCK_SIZE = 65536
+MIN_BLOCK_SIZE = 512
+WRITABLE_BLOCK_SIZES = (4096, 8192, 16384, 32768, 65536)
+ALGORITHMS = {1: "lz4", 2: "zstd"}
+CHECKSUM_SIZE = 4
+
+FLAG_HEADER = 1
+FLAG_DATA = 2
+FLAG_SEALED = 4
+FLAG_OVERWRITTEN = 8
+FLAG_DIGEST = 16
+
+_RECORD = struct.Struct("<24sIIQQQQI4xIBBBx4xIB7x")
+_DIGEST = slice(28, 32)
+_ALL_ONES = 0xFFFFFFFF
+# The block checksum starts from register 100007; crc32c() takes and gives inverted registers.
+_BLOCK_SEED = ~100007 & _ALL_ONES
+_ZSTD_LEVEL = 3
+
+
+def crc_raw(seed: int, data: Buffer) -> int:
+    """CRC-32C as a bare register update: no inversion before or after (spec: zfile 3)."""
+    return crc32c(data, ~seed & _ALL_ONES) ^ _ALL_ONES
+
+
+@dataclass(frozen=True, slots=True)
+class ZFileRecord:
+    """The record of a header or trailer. Sizes and offsets in bytes, relative to the ZFile."""
+
+    flags: int
+    index_offset: int
+    block_count: int
+    original_size: int
+    index_crc: int
+    block_size: int
+    algorithm: str
+    verify: bool
+
+    @property
+    def overwritten(self) -> bool:
+        """The header was rewritten at the end: it holds all that the trailer holds."""
+        return bool(self.flags & FLAG_OVERWRITTEN)
+
+    @property
+    def has_digest(self) -> bool:
+        """``digest`` and ``index_crc`` were computed. Old files leave garbage in both."""
+        return bool(self.flags & FLAG_DIGEST)
+
+    @property
+    def zfile_size(self) -> int:
+        """Bytes of the whole ZFile, by the numbers of this record."""
+        return self.index_offset + 4 * self.block_count + HEADER_SIZE
+
+
+def is_zfile(head: Buffer) -> bool:
+    """True if ``head`` (at least 24 bytes) begins with the ZFile magic."""
+    return bytes(head[:24]) == MAGIC
+
+
+def parse_header(block: Buffer, name: str) -> ZFileRecord:
+    """Parse and check a header; ``index_*`` of it mean something only if ``overwritten``.
+
+    Raises FormatError (damaged) or UnsupportedError (dictionary, unknown algorithm).
+    """
+    record = _parse_record(block, name, "header")
+    if not record.flags & FLAG_HEADER:
+        raise FormatError(f"{name}: ZFile header is not marked as header")
+    if not record.flags & (FLAG_OVERWRITTEN | FLAG_DATA):
+        raise FormatError(f"{name}: ZFile header is not marked as that of a data file")
+    if record.overwritten:
+        _check_numbers(record, name)
+    return record
+
+
+def parse_trailer(block: Buffer, name: str) -> ZFileRecord:
+    """Parse and check a trailer, digest included. Raises FormatError or UnsupportedError."""
+    record = _parse_record(block, name, "trailer")
+    if record.flags & (FLAG_HEADER | FLAG_DATA | FLAG_SEALED) != FLAG_DATA | FLAG_SEALED:
+        raise FormatError(
+            f"{name}: ZFile trailer has flags {record.flags & 0x1F:#x}, not those of a trailer"
+        )
+    _check_numbers(record, name)
+    return record
+
+
+def check_same(header: ZFileRecord, trailer: ZFileRecord, name: str) -> None:
+    """Raise FormatError unless header and trailer describe the same ZFile."""
+    fields = ["block_size", "algorithm", "verify"]
+    if header.overwritten:
+        fields += ["index_offset", "block_count", "original_size"]
+        if header.has_digest and trailer.has_digest:
+            fields.append("index_crc")
+    for field in fields:
+        if getattr(header, field) != getattr(trailer, field):
+            raise FormatError(
+                f"{name}: ZFile header and trailer disagree on {field}: "
+                f"{getattr(header, field)} and {getattr(trailer, field)}"
+            )
+
+
+def _parse_record(block: Buffer, name: str, what: str) -> ZFileRecord:
+    if len(block) != HEADER_SIZE:
+        raise FormatError(f"{name}: ZFile {what} is cut off: {len(block)} of {HEADER_SIZE} bytes")
+    (magic, _, digest, flags, index_offset, block_count, original_size, index_crc, block_size,
+     algorithm, _, use_dict, dict_size, verify) = _RECORD.unpack_from(block)  # fmt: skip
+    if magic != MAGIC:
+        raise FormatError(f"{name}: no ZFile {what} where one should be (wrong magic)")
+    if flags & FLAG_DIGEST:
+        blanked = bytearray(block)
+        blanked[_DIGEST] = bytes(4)
+        if crc_raw(0, blanked) != digest:
+            raise FormatError(f"{name}: ZFile {what} is damaged (its digest does not match)")
+    if algorithm not in ALGORITHMS:
+        raise UnsupportedError(f"{name}: unknown ZFile compression algorithm {algorithm}")
+    if use_dict == 1 and dict_size:
+        raise UnsupportedError(f"{name}: ZFile with a dictionary of {dict_size} bytes")
+    if block_size & (block_size - 1) or not MIN_BLOCK_SIZE <= block_size <= MAX_BLOCK_SIZE:
+        raise FormatError(f"{name}: impossible ZFile block size {block_size}")
+    return ZFileRecord(
+        flags, index_offset, block_count, original_size, index_crc, block_size,
+        ALGORITHMS[algorithm], verify == 1,
+    )  # fmt: skip
+
+
+def _check_numbers(record: ZFileRecord, name: str) -> None:
+    blocks = -(-record.original_size // record.block_size)
+    if record.block_count != blocks:
+        raise FormatError(
+            f"{name}: ZFile of {record.original_size} bytes needs {blocks} blocks of "
+            f"{record.block_size}, but its index has {record.block_count}"
+        )
+    if record.index_offset < HEADER_SIZE:
+        raise FormatError(f"{name}: ZFile index begins at {record.index_offset}, in the header")
+
+
+class BlockMap:
+    """Where each block of a ZFile lies, and how to expand a run of them."""
+
+    __slots__ = ("_decompress", "algorithm", "block_size", "name", "offsets", "size", "verify")
+
+    def __init__(self, record: ZFileRecord, offsets: array[int], name: str) -> None:
+        self.name = name
+        self.size = record.original_size
+        """Bytes of the expanded stream."""
+        self.block_size = record.block_size
+        self.algorithm = record.algorithm
+        self.verify = record.verify
+        self.offsets = offsets
+        """Byte offset of block i in the ZFile; one more for the end of the last (8 bytes each)."""
+        self._decompress = _DECOMPRESSORS[record.algorithm]
+
+    @property
+    def block_count(self) -> int:
+        return len(self.offsets) - 1
+
+    def blocks_of(self, offset: int, length: int) -> tuple[int, int]:
+        """First block, and last block + 1, of a byte range of the stream (length > 0)."""
+        return offset // self.block_size, (offset + length - 1) // self.block_size + 1
+
+    def decode(self, data: Buffer, first: int, last: int) -> list[bytes]:
+        """Check and expand blocks ``first`` to ``last - 1``; ``data`` holds exactly their bytes.
+
+        Raises DamagedBlockError, which names the block.
+        """
+        offsets = self.offsets
+        base = offsets[first]
+        view = memoryview(data)
+        cut = CHECKSUM_SIZE if self.verify else 0
+        decompress = self._decompress
+        block_size = self.block_size
+        full = self.size // block_size
+        blocks = []
+        start = 0
+        for number in range(first, last):
+            end = offsets[number + 1] - base
+            # Feeding the register its own value leaves zero: one call checks block and CRC.
+            if cut and crc32c(view[start:end], _BLOCK_SEED) != _ALL_ONES:
+                raise DamagedBlockError(self.name, number, start + base, "checksum mismatch")
+            wanted = block_size if number < full else self.size - number * block_size
+            try:
+                block = decompress(view[start : end - cut], wanted)
+            except (lz4.block.LZ4BlockError, zstandard.ZstdError, ValueError) as error:
+                raise DamagedBlockError(self.name, number, start + base, str(error)) from error
+            if len(block) != wanted:
+                reason = f"expands to {len(block)} bytes instead of {wanted}"
+                raise DamagedBlockError(self.name, number, start + base, reason)
+            blocks.append(block)
+            start = end
+        return blocks
+
+
+class DamagedBlockError(FormatError):
+    """A block whose checksum or content is wrong. ``block`` is its number, ``offset`` its byte."""
+
+    def __init__(self, name: str, block: int, offset: int, reason: str) -> None:
+        super().__init__(f"{name}: block {block} at byte {offset}: {reason}", offset=offset)
+        self.block = block
+
+
+def parse_index(raw: Buffer, record: ZFileRecord, name: str) -> BlockMap:
+    """Turn the index (4 bytes a block) into a BlockMap. Raises FormatError."""
+    if len(raw) != 4 * record.block_count:
+        raise FormatError(f"{name}: ZFile index has {len(raw)} bytes, not {4 * record.block_count}")
+    if record.has_digest and crc_raw(0, raw) != record.index_crc:
+        raise FormatError(f"{name}: ZFile index is damaged (its CRC does not match)")
+    sizes = array("I")
+    sizes.frombytes(raw)
+    if sys.byteorder == "big":
+        sizes.byteswap()
+    smallest = CHECKSUM_SIZE + 1 if record.verify else 1
+    if sizes and (min(sizes) < smallest or max(sizes) > _largest_block(record)):
+        number = next(
+            i for i, n in enumerate(sizes) if not smallest <= n <= _largest_block(record)
+        )
+        raise FormatError(f"{name}: ZFile block {number} has impossible size {sizes[number]}")
+    offsets = array("Q", accumulate(sizes, initial=HEADER_SIZE))
+    if offsets[-1] != record.index_offset:
+        raise FormatError(
+            f"{name}: ZFile blocks end at byte {offsets[-1]}, but the index begins at "
+            f"{record.index_offset}"
+        )
+    return BlockMap(record, offsets, name)
+
+
+def _largest_block(record: ZFileRecord) -> int:
+    # LZ4 expands by n/255 + 16, zstd by n/256 + 64 and a frame header: both well below this.
+    return record.block_size + record.block_size // 128 + 1024
+
+
+def _decompress_lz4(data: Buffer, size: int) -> bytes:
+    block: bytes = lz4.block.decompress(data, uncompressed_size=size)
+    return block
+
+
+_zstd = zstandard.ZstdDecompressor()
+
+
+def _decompress_zstd(data: Buffer, size: int) -> bytes:
+    # A frame that states its size would make the library allocate that much, whatever we expect.
+    stated = zstandard.frame_content_size(data)
+    if stated > size:
+        raise ValueError(f"states {stated} bytes instead of {size}")
+    if stated == 0:
+        return b""
+    return _zstd.decompress(data, max_output_size=size, allow_extra_data=False)
+
+
+_DECOMPRESSORS: dict[str, Callable[[Buffer, int], bytes]] = {
+    "lz4": _decompress_lz4,
+    "zstd": _decompress_zstd,
+}
+
+
+class ZFileWriter:
+    """Makes a ZFile from a stream: each method returns the bytes to append to the output.
+
+    ``header()``, then ``write()`` any number of times, then ``finish()``. Where the output can
+    seek, ``overwritten_header()`` afterwards replaces the first 512 bytes: readers then need one
+    read less. 64 KiB blocks must be asked for: the reference cannot read one that does not
+    compress (spec: zfile 11). Raises ValueError for an option that the format does not have.
+    """
+
+    def __init__(
+        self, algorithm: str = "lz4", block_size: int = 4096, *, verify: bool = True
+    ) -> None:
+        if algorithm not in ALGORITHMS.values():
+            raise ValueError(f"unknown algorithm {algorithm!r}")
+        if block_size not in WRITABLE_BLOCK_SIZES:
+            raise ValueError(f"block size {block_size} is not one of {WRITABLE_BLOCK_SIZES}")
+        self.algorithm = algorithm
+        self.block_size = block_size
+        self.verify = verify
+        self._compress = _compressor(algorithm)
+        self._pending = bytearray()
+        self._sizes = array("I")
+        self._original_size = 0
+        self._index_offset = HEADER_SIZE
+        self._index_crc = 0
+
+    def header(self) -> bytes:
+        """The 512 bytes at the start, index fields zero."""
+        return self._record(FLAG_HEADER | FLAG_DATA | FLAG_DIGEST, with_index=False)
+
+    def write(self, data: Buffer) -> bytes:
+        """Take stream bytes; return the blocks that are complete now (may be empty)."""
+        self._original_size += len(data)
+        self._pending += data
+        whole = len(self._pending) // self.block_size * self.block_size
+        if not whole:
+            return b""
+        stream = memoryview(bytes(self._pending[:whole]))
+        del self._pending[:whole]
+        return b"".join(
+            self._block(stream[start : start + self.block_size])
+            for start in range(0, whole, self.block_size)
+        )
+
+    def finish(self) -> bytes:
+        """The last block, the index and the trailer."""
+        last = self._block(bytes(self._pending)) if self._pending else b""
+        self._pending.clear()
+        sizes = array("I", self._sizes)
+        if sys.byteorder == "big":
+            sizes.byteswap()
+        index = sizes.tobytes()
+        self._index_crc = crc_raw(0, index)
+        return last + index + self._record(FLAG_DATA | FLAG_SEALED | FLAG_DIGEST)
+
+    def overwritten_header(self) -> bytes:
+        """After ``finish()``: the header that carries the index information as well."""
+        return self._record(FLAG_HEADER | FLAG_DATA | FLAG_OVERWRITTEN | FLAG_DIGEST)
+
+    def _block(self, data: Buffer) -> bytes:
+        block = self._compress(data)
+        if self.verify:
+            block += crc_raw(100007, block).to_bytes(CHECKSUM_SIZE, "little")
+        self._sizes.append(len(block))
+        self._index_offset += len(block)
+        return block
+
+    def _record(self, flags: int, *, with_index: bool = True) -> bytes:
+        numbers = (self._index_offset, len(self._sizes), self._original_size, self._index_crc)
+        algorithm = next(k for k, v in ALGORITHMS.items() if v == self.algorithm)
+        block = bytearray(HEADER_SIZE)
+        _RECORD.pack_into(
+            block, 0, MAGIC, _RECORD.size, 0, flags, *(numbers if with_index else (0, 0, 0, 0)),
+            self.block_size, algorithm, 0, 0, 0, int(self.verify),
+        )  # fmt: skip
+        block[_DIGEST] = crc_raw(0, block).to_bytes(4, "little")
+        return bytes(block)
+
+
+def _compressor(algorithm: str) -> Callable[[Buffer], bytes]:
+    if algorithm == "lz4":
+        return lambda data: bytes(lz4.block.compress(data, store_size=False))
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress
