@@ -18,7 +18,13 @@ def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
     """Print ``name: value`` lines with the values in one column."""
     width = max((len(name) for name, _ in pairs), default=0) + 1
     for name, value in pairs:
-        click.echo(f"{name + ':':<{width}} {value}")
+        click.echo(f"{name + ':':<{width}} {_text(value)}")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None or value == "" else str(value)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

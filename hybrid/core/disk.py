@@ -63,7 +63,7 @@ class LayeredDevice(Device):
                 for number in range(len(extents)):
                     nursery.start_soon(read, number)
         except BaseExceptionGroup as group:
-            raise _first_error(group) from group
+            raise first_error(group) from group
         return b"".join(part for found in parts for part in found)
 
     def stats(self) -> dict[str, int]:
@@ -94,13 +94,13 @@ def _zeros(length: int) -> list[Buffer]:
     return parts
 
 
-def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """One error of a group: the reads of one request mostly fail for one reason.
 
     A cancellation goes first, since it must reach its scope.
     """
     leaves: list[BaseException] = []
     for error in group.exceptions:
-        leaves.append(_first_error(error) if isinstance(error, BaseExceptionGroup) else error)
+        leaves.append(first_error(error) if isinstance(error, BaseExceptionGroup) else error)
     cancelled = [error for error in leaves if isinstance(error, trio.Cancelled)]
     return (cancelled or leaves)[0]

@@ -9,6 +9,7 @@ the layer is served; for a remote blob that is when the layer is read for the fi
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import trio
 
@@ -78,6 +79,29 @@ class Layer:
                     raise
                 logger.warning("%s; fetching it again", error)
                 self._check_head(await self.source.pread(0, size))
+
+    def describe(self) -> dict[str, Any]:
+        """What the wrappers and the LSMT record say. Sizes in bytes."""
+        record = self.record
+        described: dict[str, Any] = {
+            "size": self.source.size,
+            "wrapper": "tar" if self.base else "none",
+            "compression": "none",
+        }
+        if isinstance(self.stream, ZFileStream):
+            blocks = self.stream.blocks
+            described["compression"] = blocks.algorithm
+            described["block_size"] = blocks.block_size
+            described["checksums"] = blocks.verify
+        return described | {
+            "lsmt_size": self.stream.size,
+            "virtual_size": record.virtual_size,
+            "uuid": record.uuid or None,
+            "parent_uuid": record.parent_uuid or None,
+            "user_tag": record.user_tag.decode("utf-8", "replace"),
+            "index_entries": record.index_size,
+            "sparse": record.sparse,
+        }
 
     async def aclose(self) -> None:
         await self.source.aclose()
@@ -220,7 +244,7 @@ async def _find_zfile(tail: _Tail) -> tuple[ZFileStream, int] | None:
     """
     window = bytes(tail.data[-(_MAX_PADDING + zfile.HEADER_SIZE) :])
     at = window.rfind(zfile.MAGIC)
-    if at >= 0 and len(window) < tail.size or at > 0:
+    if (at >= 0 and len(window) < tail.size) or at > 0:
         block = window[at : at + zfile.HEADER_SIZE]
         try:
             record = zfile.parse_trailer(block, tail.name)
@@ -237,9 +261,7 @@ async def _find_zfile(tail: _Tail) -> tuple[ZFileStream, int] | None:
     return await _find_by_header(tail, None)
 
 
-async def _find_by_header(
-    tail: _Tail, error: HybridError | None
-) -> tuple[ZFileStream, int] | None:
+async def _find_by_header(tail: _Tail, error: HybridError | None) -> tuple[ZFileStream, int] | None:
     base, size, head = await _payload(tail)
     if not zfile.is_zfile(head):
         if error:

@@ -405,9 +405,7 @@ class LayerWriter:
         if count + padding > MAX_ENTRIES:
             raise UnsupportedError(f"layer of {count} entries: readers accept {MAX_ENTRIES}")
         index = b"".join(_pack_entry(*entry) for entry in self._entries) + _INVALID * padding
-        trailer = self._record(
-            FLAG_DATA | FLAG_SEALED, self._position * SECTOR, count + padding
-        )
+        trailer = self._record(FLAG_DATA | FLAG_SEALED, self._position * SECTOR, count + padding)
         return index + trailer
 
     def _advance(self, sector: int, count: int) -> None:
@@ -431,10 +429,12 @@ class LayerWriter:
         self._entries.append((sector, count, moffset, zeroed))
 
     def _record(self, flags: int, index_offset: int, index_size: int) -> bytes:
+        uuid, parent_uuid = (
+            (text or NO_UUID).upper().encode() for text in (self._uuid, self._parent_uuid)
+        )
         return _RECORD.pack(
             MAGIC, _RECORD.size, flags, index_offset, index_size, self._virtual_size,
-            (self._uuid or NO_UUID).upper().encode(), (self._parent_uuid or NO_UUID).upper().encode(),
-            0, 1, 1, self._user_tag,
+            uuid, parent_uuid, 0, 1, 1, self._user_tag,
         ).ljust(BLOCK, b"\0")  # fmt: skip
 
 

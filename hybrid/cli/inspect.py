@@ -1,0 +1,71 @@
+"""`hybrid inspect`: what an image is made of, from its manifest and the tails of its layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from hybrid.cli.output import print_json, print_pairs, print_table
+from hybrid.config import load_global_config
+from hybrid.core.image import ImageRequest, open_image
+
+
+@click.command("inspect")
+@click.argument("image")
+@click.option("--platform", default="", metavar="OS/ARCH", help="For an index [this machine's].")
+@click.option("--insecure", is_flag=True, help="Do not verify TLS; allow plain HTTP.")
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="Global configuration file."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    image: str, platform: str, insecure: bool, config_file: Path | None, as_json: bool
+) -> None:
+    """Show what IMAGE is made of. Fetches only the ends of its layers."""
+    request = ImageRequest(image, load_global_config(config_file), platform, insecure)
+    found = trio.run(_inspect, request)
+    if as_json:
+        print_json(found)
+        return
+    print_pairs(
+        [
+            ("image", found["image"]),
+            ("digest", found["digest"]),
+            ("virtual size", _human(found["virtual_size"])),
+            ("layers", f"{len(found['layers'])}, {_human(found['bytes_total'])} in all"),
+            ("segments", found["segments"]),
+        ]
+    )
+    click.echo()
+    print_table(
+        ("LAYER", "SIZE", "COMPRESSION", "BLOCK", "UUID"),
+        [
+            (
+                layer["name"][:19] if layer["name"].startswith("sha256:") else layer["name"],
+                _human(layer["size"]),
+                layer["compression"],
+                layer.get("block_size", "-"),
+                layer["uuid"] or "-",
+            )
+            for layer in found["layers"]
+        ],
+    )
+
+
+async def _inspect(request: ImageRequest) -> dict[str, Any]:
+    image = await open_image(request)
+    try:
+        return image.describe()
+    finally:
+        await image.aclose()
+
+
+def _human(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -1,0 +1,62 @@
+"""``hybrid mount``: mount an image, or only expose its disk as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hybrid.cli.output import print_json
+from hybrid.config import load_global_config
+from hybrid.core.device import Device
+from hybrid.core.image import ImageRequest, open_image
+from hybrid.errors import UsageError
+from hybrid.mount.attach import MountRequest, attach
+from hybrid.mount.foreground import supervise
+from hybrid.mount.listing import describe_record
+from hybrid.mount.preflight import MODES
+
+
+@click.command("mount")
+@click.argument("image")
+@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--mode", type=click.Choice(MODES), default="auto", show_default=True, help="The front end."
+)
+@click.option("--no-mount", is_flag=True, help="Only expose the disk; print the file's path.")
+@click.option("--foreground", is_flag=True, help="Stay; SIGINT or SIGTERM takes the mount away.")
+@click.option("--platform", default="", metavar="OS/ARCH[/VARIANT]", help="Of a multi-arch image.")
+@click.option("--insecure", is_flag=True, help="Allow plain HTTP and unverified TLS.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="Global configuration file (overlaybd.json)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    image: str,
+    mountpoint: Path | None,
+    mode: str,
+    no_mount: bool,
+    foreground: bool,
+    platform: str,
+    insecure: bool,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Mount IMAGE read-only on MOUNTPOINT; its blocks are fetched when they are read.
+
+    Returns when the mount point can be read, and prints it.
+    """
+    if no_mount == (mountpoint is not None):
+        raise UsageError("give a MOUNTPOINT, or --no-mount to expose the disk as a file only")
+    wanted = ImageRequest(image, load_global_config(config), platform, insecure)
+
+    async def open_device() -> Device:
+        return await open_image(wanted)
+
+    record = attach(MountRequest(image, open_device, mountpoint, mode, foreground))
+    if as_json:
+        print_json(describe_record(record, "ready"))
+    else:
+        click.echo(record.mountpoint or str(record.disk))
+    if foreground:
+        supervise(record)

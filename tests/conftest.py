@@ -1,0 +1,38 @@
+"""What all tests share: Hypothesis profiles, and a private home so that no test sees the user's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Derandomized: the same examples on every machine. HYPOTHESIS_PROFILE=search looks for new ones.
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("search", max_examples=2000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+_LAYERS = ("test_", "core/", "fuse/", "mount/", "cli/", "e2e/")
+
+
+@pytest.fixture(autouse=True)
+def _private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "DOCKER_CONFIG", "HYBRID_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lowest layer first, so that the first failure is the one nearest to its cause."""
+    root = Path(__file__).parent
+
+    def layer(item: pytest.Item) -> int:
+        place = item.path.relative_to(root).as_posix()
+        return next(i for i, prefix in enumerate(_LAYERS) if place.startswith(prefix))
+
+    items.sort(key=layer)
