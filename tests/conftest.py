@@ -33,6 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def layer(item: pytest.Item) -> int:
         place = item.path.relative_to(root).as_posix()
-        return next(i for i, prefix in enumerate(_LAYERS) if place.startswith(prefix))
+        return next(
+            (i for i, prefix in enumerate(_LAYERS) if place.startswith(prefix)), len(_LAYERS)
+        )
 
     items.sort(key=layer)
