@@ -1,12 +1,19 @@
 """The shared core: from blobs in a registry to one virtual disk.
 
-    device      the contracts Source and Device
-    reference   PURE: image names                manifest   PURE: OCI manifests and annotations
-    tarball     PURE: the one-member tar wrapper
-    zfile       PURE: seekable compression       lsmt       PURE: the layer format and the merge
-    source      local and memory Sources, fault injection
-    credentials where user names and passwords come from
-    registry    OCI distribution client          layout     OCI image layout on disk
-    cache       persistent block cache shared by processes
-    layer       blob -> layer                    image      layers -> Device
+Contracts          device      Source (bytes of a blob) and Device (bytes of a disk)
+Names, PURE        reference   image names            manifest    manifests and annotations
+                   platforms   which manifest fits    recognize   layers without annotations
+                   json_fields checked JSON
+Codecs, PURE       tarball     the one-member tar wrapper
+                   zfile       seekable compression   lsmt        the layer format and the merge
+Sources            source      file, memory, faults   cache       persistent, shared by processes
+                   registry    OCI distribution       layout      OCI image layout on disk
+Behind registry    fetch, auth, challenge, redirect, retry, byte_range, transport, tls,
+                   http_errors, connection_errors, registry_settings;
+                   credentials, credential_service
+Behind cache       cacheblob, cachefile
+From blob to disk  stream      plain or expanded      layer       blob -> layer
+                   disk        layers -> Device       image       image name -> Device
+                   remote      registry and cache, set up by the configuration
+Results            output_file a file that appears whole or not at all
 """

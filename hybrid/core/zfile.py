@@ -250,9 +250,7 @@ def parse_index(raw: Buffer, record: ZFileRecord, name: str) -> BlockMap:
         sizes.byteswap()
     smallest = CHECKSUM_SIZE + 1 if record.verify else 1
     if sizes and (min(sizes) < smallest or max(sizes) > _largest_block(record)):
-        number = next(
-            i for i, n in enumerate(sizes) if not smallest <= n <= _largest_block(record)
-        )
+        number = next(i for i, n in enumerate(sizes) if not smallest <= n <= _largest_block(record))
         raise FormatError(f"{name}: ZFile block {number} has impossible size {sizes[number]}")
     offsets = array("Q", accumulate(sizes, initial=HEADER_SIZE))
     if offsets[-1] != record.index_offset:

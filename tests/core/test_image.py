@@ -1,4 +1,4 @@
-"""Whole images: names resolved, layers opened in parallel, merged, and read from a real registry."""
+"""Whole images: names resolved, layers opened in parallel, merged, read from a real registry."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ async def test_plain_image_is_named(config: GlobalConfig, tmp_path: Path) -> Non
         builder.put(blob)
     builder.add(manifest, "plain")
     builder.write_index()
-    with pytest.raises(UnsupportedError, match="plain OCI image.*hybrid convert"):
+    with pytest.raises(UnsupportedError, match=r"plain OCI image.*hybrid convert"):
         await open_image(ImageRequest(f"oci:{tmp_path / 'layout'}:plain", config))
 
 
@@ -176,7 +176,7 @@ async def test_lost_annotations_are_named(config: GlobalConfig, tmp_path: Path) 
         builder.put(blob)
     builder.add(manifest, "copied")
     builder.write_index()
-    with pytest.raises(UnsupportedError, match="recompressed.*preserve-digests"):
+    with pytest.raises(UnsupportedError, match=r"recompressed.*preserve-digests"):
         await open_image(ImageRequest(f"oci:{tmp_path / 'layout'}:copied", config))
 
 

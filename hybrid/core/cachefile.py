@@ -1,0 +1,333 @@
+"""The file of one cached blob: its format, its locks, and nothing that waits for the network.
+
+Layout (docs/cache.md has the table): a header, a map with one u32 per chunk of 64 KiB, the data.
+A map entry is 0 while the chunk is absent, else the CRC-32C of the chunk. The file is sparse.
+
+Why a crash cannot give wrong data: the data of a chunk is written before its entry, and each
+process checks the CRC the first time that it uses a chunk that it did not store itself. So the
+order in which the kernel brought pages to the disk does not matter, and nothing is ever synced.
+
+Locks. Each covers what its owner may change, and dies with its owner:
+
+``flock`` shared, on the whole file
+    held as long as the file is open. Who wants to *remove* the file takes it exclusively, without
+    waiting, and unlinks under it. An opener looks, once it has the lock, whether the path still
+    names the file that it locked; if not, it was removed in between: open again.
+OFD write lock on the header's bytes
+    held while an empty file is laid out, or a file that does not fit (another version, another
+    size, damaged) is unlinked to make room for a new one. Processes that still use the unlinked
+    file are not disturbed: it lives until they close it.
+OFD write lock on the bytes of map entries
+    held while these chunks are fetched and stored (by ``hybrid.core.cache``).
+
+OFD locks belong to the open file description: two tasks of a process that share a CacheFile do not
+exclude each other, and a child inherits the locks over fork(). Hence one CacheFile per blob and
+process (``BlobCache`` sees to that), opened after the fork.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import struct
+import time
+from array import array
+from contextlib import suppress
+from pathlib import Path
+
+from crc32c import crc32c
+
+from hybrid.core.device import Buffer
+
+logger = logging.getLogger("hybrid.cache")
+
+CHUNK_SHIFT = 16
+CHUNK_SIZE = 1 << CHUNK_SHIFT
+"""Bytes of a chunk, the unit of presence."""
+
+MAGIC = b"hybridBC"
+VERSION = 1
+HEADER = struct.Struct("<8sIIQ")
+"""magic, version, chunk size (bytes), blob size (bytes)"""
+MAP_OFFSET = 64
+ENTRY_SIZE = 4
+DATA_ALIGNMENT = 4096
+
+# struct flock of a 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid.
+_FLOCK = struct.Struct("hhqqi4x")
+
+# Others hold the locks that opening needs for microseconds, unless they are stopped: 60 ms in all.
+_OPEN_TRIES = 30
+_OPEN_PAUSE_SECONDS = 0.002
+
+
+def chunk_span(offset: int, length: int) -> tuple[int, int]:
+    """The chunks [first, end) that a range of bytes touches. ``length`` must not be 0."""
+    return offset >> CHUNK_SHIFT, (offset + length - 1 >> CHUNK_SHIFT) + 1
+
+
+def data_offset(size: int) -> int:
+    """Where the data of a blob of ``size`` bytes starts in its file, in bytes."""
+    map_end = MAP_OFFSET + ENTRY_SIZE * chunk_count(size)
+    return -(-map_end // DATA_ALIGNMENT) * DATA_ALIGNMENT
+
+
+def chunk_count(size: int) -> int:
+    return -(-size // CHUNK_SIZE)
+
+
+def chunk_checksum(data: Buffer) -> int:
+    """The map entry of a chunk: its CRC-32C, and 1 instead of 0, which means absent."""
+    return crc32c(data) or 1
+
+
+class CacheFile:
+    """One blob on disk. All methods answer at once; only ``open`` and ``store`` raise OSError.
+
+    Damaged, unreadable and absent chunks look the same: ``None``.
+    """
+
+    def __init__(self, path: Path, descriptor: int, size: int, *, writable: bool) -> None:
+        self.path = path
+        self.size = size
+        self.writable = writable
+        self._fd = descriptor
+        self._header = HEADER.pack(MAGIC, VERSION, CHUNK_SIZE, size)
+        self._data_offset = data_offset(size)
+        # 1 where this process stored the chunk or has seen its CRC match.
+        self._verified = bytearray(chunk_count(size))
+        # Chunks to be ignored, because their entry could not be cleared on disk.
+        self._ignored: set[int] = set()
+
+    @classmethod
+    def open(cls, path: Path, size: int) -> CacheFile:
+        """Open or create the file of a blob of ``size`` bytes, or replace one that does not fit.
+
+        Where nothing may be written, an existing file is opened read-only. Raises OSError.
+        """
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for _ in range(_OPEN_TRIES):
+            file = cls._try_open(path, size)
+            if file is not None:
+                file.touch()
+                return file
+            time.sleep(_OPEN_PAUSE_SECONDS)
+        raise BlockingIOError(errno.EAGAIN, "locked by another process", str(path))
+
+    @classmethod
+    def _try_open(cls, path: Path, size: int) -> CacheFile | None:
+        descriptor, writable = _open_descriptor(path)
+        file = cls(path, descriptor, size, writable=writable)
+        usable = False
+        try:
+            usable = file._join_users() and (file._fits() or file._lay_out())
+        finally:
+            if not usable:
+                file.close()
+        return file if usable else None
+
+    def read(self, offset: int, length: int) -> bytes | None:
+        """The bytes, if all chunks of the range are here (``length`` > 0). The hot path."""
+        first = offset >> CHUNK_SHIFT
+        end = (offset + length - 1 >> CHUNK_SHIFT) + 1
+        if self._verified.find(0, first, end) >= 0 and not self._verify(first, end):
+            return None
+        try:
+            data = os.pread(self._fd, length, self._data_offset + offset)
+        except OSError:
+            data = b""
+        if len(data) == length:
+            return data
+        # A broken disk, or a file that was cut by hand: look at each chunk again.
+        self._verified[first:end] = bytes(end - first)
+        return None
+
+    def load(self, chunk: int) -> bytes | None:
+        """One whole chunk, its CRC checked once per process."""
+        verified = self._verified[chunk]
+        entry = 0 if verified else self._entry(chunk)
+        if not verified and not entry:
+            return None
+        start = chunk << CHUNK_SHIFT
+        length = min(CHUNK_SIZE, self.size - start)
+        try:
+            data = os.pread(self._fd, length, self._data_offset + start)
+        except OSError:
+            data = b""
+        if len(data) == length and (verified or chunk_checksum(data) == entry):
+            self._verified[chunk] = 1
+            return data
+        logger.warning("chunk %d of %s is damaged: it will be fetched again", chunk, self.path)
+        self.forget(chunk, chunk + 1)
+        return None
+
+    def has(self, chunk: int) -> bool:
+        """Whether the chunk is marked present, by whichever process. Its CRC is not checked."""
+        return bool(self._verified[chunk] or self._entry(chunk))
+
+    def store(self, first: int, data: Buffer) -> None:
+        """Write whole chunks from ``first`` on, then mark them present. Raises OSError."""
+        if not self.writable:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self.path))
+        view = memoryview(data)
+        parts = [view[i : i + CHUNK_SIZE] for i in range(0, len(view), CHUNK_SIZE)]
+        entries = struct.pack(f"<{len(parts)}I", *map(chunk_checksum, parts))
+        # The order is the promise: an entry never stands before its data does.
+        _write(self._fd, view, self._data_offset + (first << CHUNK_SHIFT))
+        _write(self._fd, entries, MAP_OFFSET + ENTRY_SIZE * first)
+        self._verified[first : first + len(parts)] = b"\1" * len(parts)
+        self._ignored.difference_update(range(first, first + len(parts)))
+
+    def forget(self, first: int, end: int) -> None:
+        """Mark the chunks absent, for all processes.
+
+        Their data stays where it is: another process may have verified and be reading it. Fetching
+        a chunk again writes over it in place.
+        """
+        self._verified[first:end] = bytes(end - first)
+        try:
+            _write(self._fd, bytes(ENTRY_SIZE * (end - first)), MAP_OFFSET + ENTRY_SIZE * first)
+        except OSError:
+            self._ignored.update(range(first, end))
+
+    def try_lock(self, first: int, end: int) -> bool:
+        """Lock the map entries of these chunks against other processes, if nobody has them."""
+        if not self.writable:
+            return True  # Nothing is stored, so there is nothing to wait for.
+        length = ENTRY_SIZE * (end - first)
+        return self._lock_bytes(fcntl.F_WRLCK, MAP_OFFSET + ENTRY_SIZE * first, length)
+
+    def unlock(self, first: int, end: int) -> None:
+        """Undo ``try_lock``. Harmless where it was refused."""
+        length = ENTRY_SIZE * (end - first)
+        self._lock_bytes(fcntl.F_UNLCK, MAP_OFFSET + ENTRY_SIZE * first, length)
+
+    def bytes_present(self) -> int:
+        """Bytes of the blob that are marked present. Reads the whole map (4 bytes per chunk)."""
+        chunks = chunk_count(self.size)
+        try:
+            entries = array("I", os.pread(self._fd, ENTRY_SIZE * chunks, MAP_OFFSET))
+        except (OSError, ValueError):
+            return 0
+        total = CHUNK_SIZE * (len(entries) - entries.count(0))
+        if len(entries) == chunks and chunks and entries[-1]:
+            total -= CHUNK_SIZE * chunks - self.size
+        return total
+
+    def touch(self) -> None:
+        """Note that the blob is used now, for ``trim``, which goes by the modification time."""
+        with suppress(OSError):
+            os.utime(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)  # All locks go with it.
+            self._fd = -1
+
+    def _verify(self, first: int, end: int) -> bool:
+        return all(
+            self._verified[chunk] or self.load(chunk) is not None for chunk in range(first, end)
+        )
+
+    def _entry(self, chunk: int) -> int:
+        if chunk in self._ignored:
+            return 0
+        try:
+            return int.from_bytes(
+                os.pread(self._fd, ENTRY_SIZE, MAP_OFFSET + ENTRY_SIZE * chunk), "little"
+            )
+        except OSError:
+            return 0
+
+    def _join_users(self) -> bool:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False  # It is being removed.
+        return _names(self.path, self._fd)
+
+    def _fits(self) -> bool:
+        status = os.fstat(self._fd)
+        return (
+            # Anybody else could have prepared a file with bytes of his choice.
+            status.st_uid in (0, os.geteuid())
+            and status.st_size == self._data_offset + self.size
+            and os.pread(self._fd, HEADER.size, 0) == self._header
+        )
+
+    def _lay_out(self) -> bool:
+        """Make an empty file fit; unlink one that does not. False: open again."""
+        if not self.writable:
+            raise OSError(errno.EROFS, "cannot be replaced on a read-only file system")
+        if not self._lock_bytes(fcntl.F_WRLCK, 0, MAP_OFFSET):
+            return False
+        # Whoever had the lock before may have done the work.
+        fits = self._fits()
+        if not fits and _names(self.path, self._fd):
+            status = os.fstat(self._fd)
+            if status.st_size == 0 and status.st_uid == os.geteuid():
+                # The header last: without it, the next opener replaces the file.
+                os.ftruncate(self._fd, self._data_offset + self.size)
+                _write(self._fd, self._header, 0)
+                fits = True
+            else:
+                os.unlink(self.path)
+        self._lock_bytes(fcntl.F_UNLCK, 0, MAP_OFFSET)
+        return fits
+
+    def _lock_bytes(self, kind: int, start: int, length: int) -> bool:
+        try:
+            fcntl.fcntl(
+                self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+            )
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError:
+            return True  # No locks here (ENOLCK): to fetch twice is better than not to read.
+        return True
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove the file unless a process has it open. Raises OSError (FileNotFoundError: gone)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _names(path, descriptor):
+            return False
+        os.unlink(path)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _open_descriptor(path: Path) -> tuple[int, bool]:
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600), True
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        try:
+            return os.open(path, os.O_RDONLY | flags), False
+        except FileNotFoundError:
+            raise error from None
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    """Whether the path still names the open file."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _write(descriptor: int, data: Buffer, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(descriptor, view, offset)
+        view = view[done:]
+        offset += done

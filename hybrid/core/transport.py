@@ -1,0 +1,277 @@
+"""One HTTP exchange: connections, TLS or not, time-outs, and httpx's exceptions made ours.
+
+Knows hosts but nothing of images, authentication or retries; those stand above it. A failure that
+may pass is a TransientError (retry.py), any other a HybridError.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self
+
+import httpcore
+import httpx
+import trio
+
+from hybrid.core.connection_errors import (
+    ConnectTimeoutError,
+    NotTlsError,
+    UnreachableError,
+    translated_errors,
+)
+from hybrid.core.http_body import read_up_to
+from hybrid.core.registry_settings import HostOptions, RegistrySettings
+from hybrid.core.retry import TransientError
+from hybrid.core.tls import TlsProfile, make_context, profile_for
+from hybrid.errors import ConfigError, NetworkError
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 30.0
+"""How long an idle connection is kept."""
+LOOPBACK_CONNECT_SECONDS = 2.0
+"""Longest time to connect (with TLS) to this machine itself, where only the peer can be slow."""
+
+
+@dataclass
+class HostState:
+    """What was learned about one registry host.
+
+    ``lock`` is held while the scheme is still open, so that only one task finds it out.
+    """
+
+    schemes: list[str]
+    """What may be tried, best first; one element once it is settled."""
+    profile: TlsProfile
+    lock: trio.Lock = field(default_factory=trio.Lock)
+
+
+class Transport:
+    """The HTTP clients of the process. An async context manager; closes all connections."""
+
+    def __init__(self, settings: RegistrySettings) -> None:
+        self.settings = settings
+        self.requests = 0
+        self.bytes_fetched = 0
+        self._clients: dict[tuple[TlsProfile, bool], httpx.AsyncClient] = {}
+        self._hosts: dict[str, HostState] = {}
+        self._limiter = trio.CapacityLimiter(settings.max_connections)
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Closing must not hang on a cancelled or dead connection.
+        with trio.move_on_after(2, shield=True):
+            await self._stack.aclose()
+        self._clients.clear()
+
+    def host(self, name: str) -> HostState:
+        """The state of a registry host (``host[:port]``)."""
+        if name not in self._hosts:
+            options = self.settings.hosts.get(name, HostOptions())
+            profile = profile_for(self.settings, name, options.insecure)
+            self._hosts[name] = HostState(first_schemes(name, options), profile)
+        return self._hosts[name]
+
+    @asynccontextmanager
+    async def exchange(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        registry: str,
+        content: bytes | None = None,
+    ) -> AsyncIterator[httpx.Response]:
+        """Send one request for the registry host ``registry``; its CAs hold for other hosts too.
+
+        The response's body is not read yet. Nothing is followed, nothing is tried again.
+        """
+        async with self._limiter:
+            with translated_errors(url, self.settings):
+                client = self._client(*self._profile(url, registry))
+                request = client.build_request(method, url, headers=headers, content=content)
+                self.requests += 1
+                response = await send_or_close(client, request)
+            try:
+                yield response
+            finally:
+                # An unread body makes httpx drop the connection, which is what we want.
+                with trio.move_on_after(1, shield=True):
+                    await response.aclose()
+
+    @asynccontextmanager
+    async def registry_exchange(
+        self, registry: str, path: str, headers: Mapping[str, str], scheme: str | None
+    ) -> AsyncIterator[httpx.Response]:
+        """GET ``path`` from a registry, over ``scheme`` or, if that is None, the best there is."""
+        async with AsyncExitStack() as stack:
+            yield await self._settle(stack, registry, path, headers, scheme)
+
+    async def read_body(self, response: httpx.Response, limit_bytes: int) -> bytes:
+        """The body, undecoded. A TransientError if it is cut, NetworkError if it is longer."""
+        with translated_errors(str(response.url), self.settings):
+            body, too_long = await read_up_to(response, limit_bytes)
+        self.bytes_fetched += len(body)
+        if too_long:
+            host = response.url.netloc.decode()
+            raise NetworkError(f"{host} sends more than the {limit_bytes} bytes expected")
+        return body
+
+    async def _settle(
+        self,
+        stack: AsyncExitStack,
+        registry: str,
+        path: str,
+        headers: Mapping[str, str],
+        scheme: str | None,
+    ) -> httpx.Response:
+        async def send(scheme: str) -> httpx.Response:
+            url = f"{scheme}://{registry}{path}"
+            return await stack.enter_async_context(
+                self.exchange("GET", url, headers, registry=registry)
+            )
+
+        state = self.host(registry)
+        if scheme is not None:
+            return await send(scheme)
+        if len(state.schemes) > 1:
+            async with state.lock:
+                if len(state.schemes) > 1:
+                    return await self._find_scheme(state, registry, send)
+        return await send(state.schemes[0])
+
+    async def _find_scheme(
+        self, state: HostState, registry: str, send: Callable[[str], Awaitable[httpx.Response]]
+    ) -> httpx.Response:
+        """Try https, then http; only an answer settles it. Never after a certificate error."""
+        try:
+            response = await send("https")
+            state.schemes = ["https"]
+            return response
+        except ConnectTimeoutError as silent:
+            # A server of plain HTTP may wait for more of the greeting that it takes for a request.
+            failure: TransientError = silent
+        except UnreachableError as unreachable:
+            # With a port in the name both schemes meet the same peer: refused is refused.
+            if has_port(registry):
+                raise
+            failure = unreachable
+        except NotTlsError as not_tls:
+            failure = not_tls
+        try:
+            response = await send("http")
+        except UnreachableError:
+            raise failure from None
+        # A server of TLS answers 400 to plain HTTP: it was only slow before.
+        if response.status_code == HTTPStatus.BAD_REQUEST:
+            raise failure
+        state.schemes = ["http"]
+        logger.debug("%s speaks plain HTTP", registry)
+        return response
+
+    def _profile(self, url: str, registry: str) -> tuple[TlsProfile, bool]:
+        """The TLS profile for a URL that ``registry`` led us to, and whether it is loopback."""
+        target = httpx.URL(url)
+        own = self.host(registry).profile
+        if target.netloc.decode() in self.settings.hosts:
+            own = self.host(target.netloc.decode()).profile
+        elif target.host != host_name(registry):
+            own = replace(own, insecure=False, client_certs=())
+        return own, is_loopback(target.host)
+
+    def _client(self, profile: TlsProfile, loopback: bool) -> httpx.AsyncClient:
+        key = (profile, loopback)
+        if key not in self._clients:
+            context = make_context(profile)
+            try:
+                client = self._new_client(context, loopback)
+            except (ImportError, ValueError, httpx.InvalidURL) as error:
+                raise ConfigError(f"the proxy of the environment is unusable: {error}") from error
+            self._clients[key] = client
+            self._stack.push_async_callback(client.aclose)
+        return self._clients[key]
+
+    def _new_client(self, context: ssl.SSLContext, loopback: bool) -> httpx.AsyncClient:
+        settings = self.settings
+        connect_seconds = settings.connect_seconds
+        if loopback:
+            connect_seconds = min(connect_seconds, LOOPBACK_CONNECT_SECONDS)
+        return httpx.AsyncClient(
+            verify=context,
+            # Proxies from the environment; as elsewhere, never for this machine itself.
+            trust_env=not loopback,
+            timeout=httpx.Timeout(settings.read_seconds, connect=connect_seconds, pool=None),
+            # The limiter above is the limit: waiting there is fair and cancels cleanly.
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=settings.max_connections,
+                keepalive_expiry=KEEP_ALIVE_SECONDS,
+            ),
+            headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},
+        )
+
+
+async def send_or_close(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    """Send, and see to it that a failure leaves no socket open.
+
+    httpcore forgets the socket when a TLS handshake is cancelled; the garbage collector would
+    close it some time, with a ResourceWarning.
+    """
+    opened: list[httpcore.AsyncNetworkStream] = []
+
+    async def trace(event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            opened.append(info["return_value"])
+
+    request.extensions["trace"] = trace
+    try:
+        return await client.send(request, stream=True)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            for stream in opened:
+                await stream.aclose()
+        raise
+
+
+def first_schemes(host: str, options: HostOptions) -> list[str]:
+    """The schemes that may be tried for a host, best first."""
+    if options.plain_http:
+        return ["http"]
+    return ["https", "http"] if options.insecure or is_loopback(host_name(host)) else ["https"]
+
+
+def host_name(host: str) -> str:
+    """``host[:port]`` without the port, and an IPv6 address without its brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def has_port(host: str) -> bool:
+    """Whether ``host[:port]`` names its port."""
+    return ":" in host.rpartition("]")[2]
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host name (without port) is this machine: nobody can listen in between."""
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,193 @@
+"""The FUSE file system of one image: a root directory with one read-only file, the merged disk.
+
+The file's size is the Device's, rounded up to the logical block; the rounding is zeros. Every open
+is direct I/O, so each kernel request (up to 1 MiB) arrives here as it was asked and the page cache
+holds the data once, in the file system that is mounted on top.
+
+Rules that keep the process alive and free of deadlocks:
+
+* A failed read is ``EIO`` for that request only, with the reason in the log. Never a short read:
+  the kernel would take it for the end of the file.
+* No handler lets an exception out, since pyfuse3 would end the whole session.
+* This process never stats, opens, mounts or unmounts anything on its own FUSE path: the answer
+  would have to come from itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    StatvfsData,
+)
+
+from hybrid.core.device import Buffer, Device
+from hybrid.errors import HybridError, SystemSupportError
+from hybrid.fuse import DISK_NAME
+
+LOGICAL_BLOCK = 512
+"""Bytes. The exposed size is a multiple of it, so that a loop device never cuts a tail."""
+_DISK_INODE = InodeT(pyfuse3.ROOT_INODE + 1)
+_CACHE_SECONDS = 24 * 3600.0
+_WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
+
+logger = logging.getLogger(__name__)
+
+
+class DiskFilesystem(pyfuse3.Operations):
+    """Serves ``device`` as the file ``disk``. ``on_release`` is called after each close of it."""
+
+    def __init__(self, device: Device, on_release: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.size = -(-device.size // LOGICAL_BLOCK) * LOGICAL_BLOCK
+        """Bytes of the file."""
+        self.open_handles = 0
+        """How often the file is open in the kernel (a loop device counts once)."""
+        self.read_errors = 0
+        """Reads answered with EIO."""
+        self._device = device
+        self._device_size = device.size
+        self._on_release = on_release
+        self._started_ns = time.time_ns()
+
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        """Answer one read of the kernel; the hot path, hence no helper for the usual case."""
+        wanted = min(size, self._device_size - off)
+        if wanted <= 0:
+            return self._zeros_after_device(off, size)
+        try:
+            data: Buffer | None = self._device.pread_nowait(off, wanted)
+            if data is None:
+                data = await self._device.pread(off, wanted)
+        except HybridError as error:
+            raise self._failed(off, wanted, str(error)) from None
+        except Exception as error:
+            logger.exception("unexpected error in a read of %d bytes at %d", wanted, off)
+            raise self._failed(off, wanted, f"{type(error).__name__}: {error}") from None
+        if len(data) != wanted:
+            raise self._failed(off, wanted, f"the device gave {len(data)} bytes")
+        if wanted < size:
+            return bytes(data) + self._zeros_after_device(off + wanted, size - wanted)
+        # pyfuse3 takes any contiguous buffer; its annotation says bytes.
+        return data  # type: ignore[return-value]
+
+    def _zeros_after_device(self, off: int, size: int) -> bytes:
+        return bytes(max(0, min(size, self.size - off)))
+
+    def _failed(self, off: int, wanted: int, reason: str) -> FUSEError:
+        self.read_errors += 1
+        logger.error("EIO for %d bytes at %d of %s: %s", wanted, off, self._device.name, reason)
+        return FUSEError(errno.EIO)
+
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        if parent_inode == pyfuse3.ROOT_INODE and name == DISK_NAME.encode():
+            return self._attributes(_DISK_INODE)
+        raise FUSEError(errno.ENOENT)
+
+    async def getattr(self, inode: InodeT, ctx: RequestContext | None = None) -> EntryAttributes:
+        return self._attributes(inode)
+
+    async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
+        return not mode & os.W_OK
+
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        if inode != _DISK_INODE:
+            raise FUSEError(errno.EISDIR)
+        if flags & _WRITE_FLAGS:
+            raise FUSEError(errno.EROFS)
+        self.open_handles += 1
+        return FileInfo(fh=FileHandleT(_DISK_INODE), direct_io=True)
+
+    async def release(self, fh: FileHandleT) -> None:
+        self.open_handles -= 1
+        self._on_release()
+
+    async def flush(self, fh: FileHandleT) -> None:
+        """Nothing is ever dirty."""
+
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        """Nothing is ever dirty."""
+
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        if inode != pyfuse3.ROOT_INODE:
+            raise FUSEError(errno.ENOTDIR)
+        return FileHandleT(pyfuse3.ROOT_INODE)
+
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        if start_id == 0:
+            name = FileNameT(DISK_NAME.encode())
+            pyfuse3.readdir_reply(token, name, self._attributes(_DISK_INODE), 1)
+
+    async def releasedir(self, fh: FileHandleT) -> None:
+        """Directories hold nothing."""
+
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        status = StatvfsData()
+        status.f_bsize = status.f_frsize = LOGICAL_BLOCK
+        status.f_blocks = self.size // LOGICAL_BLOCK
+        status.f_bfree = status.f_bavail = 0
+        status.f_files, status.f_ffree, status.f_favail = 1, 0, 0
+        status.f_namemax = 255
+        return status
+
+    def _attributes(self, inode: InodeT) -> EntryAttributes:
+        entry = EntryAttributes()
+        is_disk = inode == _DISK_INODE
+        entry.st_ino = inode
+        entry.generation = 0
+        entry.entry_timeout = entry.attr_timeout = _CACHE_SECONDS
+        entry.st_mode = ModeT(stat.S_IFREG | 0o400 if is_disk else stat.S_IFDIR | 0o500)
+        entry.st_nlink = 1 if is_disk else 2
+        entry.st_uid, entry.st_gid, entry.st_rdev = os.getuid(), os.getgid(), 0
+        entry.st_size = self.size if is_disk else 0
+        entry.st_blksize = 4096
+        entry.st_blocks = entry.st_size // 512
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._started_ns
+        return entry
+
+
+def open_session(filesystem: DiskFilesystem, directory: Path, label: str) -> None:
+    """Make the FUSE mount on ``directory``. One session per process: a limit of pyfuse3.
+
+    ``label`` becomes the source that mount tables show.
+    """
+    options = set(pyfuse3.default_options) | {"ro", f"fsname={label}", "subtype=hybrid"}
+    try:
+        pyfuse3.init(filesystem, str(directory), options)
+    except RuntimeError as error:
+        raise SystemSupportError(
+            f"cannot make the FUSE mount {directory}: {error}",
+            hint="run `hybrid -v mount` again, and look whether /dev/fuse can be opened",
+        ) from error
+
+
+def close_session() -> None:
+    """End the session. A FUSE mount that still stands is taken away (detached).
+
+    libfuse closes its kernel channel first, so that this cannot wait for our own answer.
+    """
+    pyfuse3.close(unmount=True)
+
+
+async def run_session() -> None:
+    """Answer the kernel until the FUSE mount is gone, or until cancelled."""
+    await pyfuse3.main()

@@ -1,0 +1,67 @@
+"""Who holds a mount: processes with files, working directories or mappings in it, mounts on it.
+
+Only links of /proc are read; the kernel answers them without asking the file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hybrid.errors import TimeoutExpiredError
+from hybrid.mount.bounded import run_bounded
+from hybrid.mount.mountinfo import mounts_below, read_mountinfo
+from hybrid.mount.processes import command_name
+
+_SCAN_SECONDS = 2.0
+_SHOWN = 5
+
+
+def describe_holders(root: str) -> str:
+    """``bash (pid 12), less (pid 15)``, or that nobody was found. Bounded in time."""
+    names = [f"the mount {entry.mount_point}" for entry in mounts_below(read_mountinfo(), root)]
+    names += [f"{command_name(pid)} (pid {pid})" for pid in find_holders(root)]
+    if not names:
+        return "no process that this user may look into (try as root)"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def find_holders(root: str) -> list[int]:
+    """Pids of processes that use something at or below ``root`` (an absolute path)."""
+    found: list[int] = run_bounded("the look at /proc", lambda: _scan(root, _links), _SCAN_SECONDS)
+    if found:
+        return found
+    # Second, since reading maps waits for the page faults of a process that hangs in the mount.
+    with contextlib.suppress(TimeoutExpiredError):
+        found = run_bounded("the look at /proc", lambda: _scan(root, _maps), _SCAN_SECONDS)
+    return found
+
+
+def _scan(root: str, places: Callable[[Path], Iterator[str]]) -> list[int]:
+    prefix = root.rstrip("/") + "/"
+    own = os.getppid()
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+    def holds(pid: int) -> bool:
+        return any(f"{path}/".startswith(prefix) for path in places(Path(f"/proc/{pid}")))
+
+    return [pid for pid in sorted(pids) if pid != own and holds(pid)]
+
+
+def _links(process: Path) -> Iterator[str]:
+    for name in ("cwd", "root", "exe"):
+        with contextlib.suppress(OSError):
+            yield os.readlink(process / name)
+    with contextlib.suppress(OSError):
+        for name in os.listdir(process / "fd"):
+            with contextlib.suppress(OSError):
+                yield os.readlink(process / "fd" / name)
+
+
+def _maps(process: Path) -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        for line in (process / "maps").read_text(errors="surrogateescape").splitlines():
+            yield line.split(" ", 5)[-1].lstrip()

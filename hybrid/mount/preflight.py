@@ -1,0 +1,114 @@
+"""What can be refused before a server is started, each in one line that says what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from hybrid.errors import (
+    BusyError,
+    MountPointError,
+    PermissionNeededError,
+    SystemSupportError,
+    UsageError,
+)
+from hybrid.mount.mountinfo import MountEntry, read_mountinfo, top_mount
+from hybrid.mount.paths import resolve_outside
+from hybrid.mount.state import MountRecord, read_records
+
+_FUSE = Path("/dev/fuse")
+MODES = ("auto", "fuse", "tcmu")
+
+
+def choose_mode(wanted: str) -> tuple[str, str]:
+    """The front end to use, and why."""
+    if wanted == "fuse":
+        return "fuse", "asked for with --mode fuse"
+    if wanted == "auto":
+        return "fuse", "this version has no TCMU front end yet"
+    if wanted == "tcmu":
+        raise SystemSupportError(
+            "the tcmu front end is not in this version", hint="use --mode fuse"
+        )
+    raise UsageError(f"unknown mode {wanted}", hint=f"one of {', '.join(MODES)}")
+
+
+def check_may_mount() -> None:
+    """Raises PermissionNeededError unless we are root."""
+    if os.geteuid() == 0:
+        return
+    raise PermissionNeededError(
+        "mounting needs root: only root may mount a file system from an image",
+        hint="use `sudo hybrid mount ...`, or --no-mount and read the file with fuse2fs or any "
+        "other reader of raw images",
+    )
+
+
+def check_fuse() -> None:
+    """Raises SystemSupportError or PermissionNeededError unless FUSE mounts can be made."""
+    try:
+        os.close(os.open(_FUSE, os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError as error:
+        raise PermissionNeededError(
+            f"cannot open {_FUSE}: permission denied",
+            hint=f"root can allow it: chmod 0666 {_FUSE}",
+        ) from error
+    except OSError as error:
+        raise SystemSupportError(
+            f"no FUSE on this machine: cannot open {_FUSE}: {error.strerror}",
+            hint="load it with `modprobe fuse`; a container needs the device passed in",
+        ) from error
+    if os.geteuid() != 0 and not shutil.which("fusermount3"):
+        raise SystemSupportError(
+            "fusermount3 is missing, which FUSE mounts of ordinary users need",
+            hint="install the package fuse3",
+        )
+
+
+def check_mountpoint(path: Path) -> Path:
+    """The mount point, absolute and without symbolic links.
+
+    Raises MountPointError, BusyError (something is mounted exactly there) or
+    PermissionNeededError.
+    """
+    records = read_records()
+    entries = read_mountinfo()
+    # Asked before any stat: a dead mount would not answer that.
+    outside = resolve_outside(str(path), {entry.mount_point for entry in entries} - {"/"})
+    _check_not_mounted(path, outside, records, entries)
+    resolved = os.path.realpath(outside)
+    _check_not_mounted(path, resolved, records, entries)
+    _check_directory(path, Path(resolved))
+    return Path(resolved)
+
+
+def _check_not_mounted(
+    path: Path, resolved: str, records: list[MountRecord], entries: list[MountEntry]
+) -> None:
+    entry = top_mount(entries, resolved)
+    if entry is None:
+        return
+    ours = [record for record in records if record.mountpoint == resolved]
+    owner = f"{ours[-1].image}, id {ours[-1].id}" if ours else entry.fstype
+    raise BusyError(
+        f"{path} is a mount point already ({owner})",
+        hint=f"`hybrid umount {path}` takes it away" if ours else "choose another directory",
+    )
+
+
+def _check_directory(path: Path, resolved: Path) -> None:
+    try:
+        mode = resolved.stat().st_mode
+    except PermissionError as error:
+        raise PermissionNeededError(f"cannot reach {path}: permission denied") from error
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise MountPointError(
+                f"the mount point {path} does not exist", hint=f"make it: mkdir -p {path}"
+            ) from error
+        raise MountPointError(f"cannot use {path} as mount point: {error.strerror}") from error
+    if not stat.S_ISDIR(mode):
+        raise MountPointError(f"the mount point {path} is not a directory")

@@ -1,0 +1,205 @@
+"""What is mounted, on disk: one private directory per mount, named by its id.
+
+    STATE/<id>/state.json   the MountRecord, replaced atomically, written by ``hybrid mount`` only
+    STATE/<id>/fuse/        the FUSE mount point; ``disk`` in it is the merged image
+    STATE/<id>/control      the server's control socket
+    STATE/<id>/log          the server's log (and ``log.1``)
+
+STATE is $HYBRID_STATE_DIR if set, /run/hybrid for root, $XDG_RUNTIME_DIR/hybrid for other users,
+and /tmp/hybrid-UID where that is unset. It must belong to the user, with mode 0700.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hybrid.errors import HybridError, NotFoundError, PermissionNeededError, StorageFullError
+from hybrid.fuse import DISK_NAME
+from hybrid.mount.processes import ProcessIdentity
+
+_FILES = ("state.json", "state.json.new", "control", "log", "log.1")
+_ID_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class MountRecord:
+    """One mount (or, without ``mountpoint``, one exposed file). Paths are absolute strings."""
+
+    directory: Path = field(metadata={"stored": False})
+    id: str
+    image: str = ""
+    digest: str = ""
+    mode: str = ""
+    mode_reason: str = ""
+    pid: int = 0
+    pid_start_time: int = 0
+    """Clock ticks since boot, see ProcessIdentity."""
+    mountpoint: str = ""
+    fstype: str = ""
+    options: str = ""
+    loop: str = ""
+    """The loop device, "" if there is none."""
+    source: str = ""
+    """What was given to mount(2): the loop device or the file itself."""
+    size: int = 0
+    """Bytes of the exposed disk."""
+    ready: bool = False
+    created: str = ""
+    """UTC, ISO 8601."""
+
+    @property
+    def fuse_directory(self) -> Path:
+        return self.directory / "fuse"
+
+    @property
+    def disk(self) -> Path:
+        return self.fuse_directory / DISK_NAME
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log"
+
+    @property
+    def control(self) -> Path:
+        return self.directory / "control"
+
+    @property
+    def server(self) -> ProcessIdentity:
+        return ProcessIdentity(self.pid, self.pid_start_time)
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _STORED}
+
+    def save(self) -> None:
+        """Write the record; readers see the old one or the new one, whole."""
+        new = self.directory / "state.json.new"
+        with _storage_errors(new):
+            new.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+            new.replace(self.directory / "state.json")
+
+
+_STORED = tuple(
+    item.name for item in dataclasses.fields(MountRecord) if item.metadata.get("stored", True)
+)
+
+
+def state_root() -> Path:
+    """The directory of all mounts of this user. It need not exist yet."""
+    override = os.environ.get("HYBRID_STATE_DIR")
+    if override:
+        return Path(override).absolute()
+    if os.geteuid() == 0:
+        return Path("/run/hybrid")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "hybrid" if runtime else Path(f"/tmp/hybrid-{os.geteuid()}")
+
+
+def create_record(image: str, mode: str, mode_reason: str) -> MountRecord:
+    """Make the directory of a new mount, with a first record in it."""
+    root = state_root()
+    with _storage_errors(root):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(root)
+    mount_id = secrets.token_hex(_ID_DIGITS // 2)
+    # Filled under another name and renamed, so that `list` never sees half a mount.
+    draft = root / f".{mount_id}"
+    record = MountRecord(
+        directory=draft,
+        id=mount_id,
+        image=image,
+        mode=mode,
+        mode_reason=mode_reason,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    try:
+        with _storage_errors(draft):
+            draft.mkdir(mode=0o700)
+            record.fuse_directory.mkdir(mode=0o700)
+            record.save()
+            draft.rename(root / mount_id)
+    except HybridError:
+        remove_directory(draft)
+        raise
+    return dataclasses.replace(record, directory=root / mount_id)
+
+
+def _check_private(root: Path) -> None:
+    status = root.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        problem = "is no directory"
+    elif status.st_uid != os.geteuid():
+        problem = f"belongs to uid {status.st_uid}"
+    elif stat.S_IMODE(status.st_mode) & 0o077:
+        problem = f"has mode {stat.S_IMODE(status.st_mode):04o}"
+    else:
+        return
+    raise PermissionNeededError(
+        f"the state directory {root} {problem}, but must be a directory of yours with mode 0700",
+        hint="correct or remove it, or name another one in HYBRID_STATE_DIR",
+    )
+
+
+def read_records() -> list[MountRecord]:
+    """All mounts of this user, oldest first. A damaged record has only its id and directory."""
+    root = state_root()
+    try:
+        _check_private(root)
+        names = [entry.name for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    records = [_read_record(root / name) for name in names if not name.startswith(".")]
+    return sorted((found for found in records if found), key=lambda found: found.created)
+
+
+def _read_record(directory: Path) -> MountRecord | None:
+    try:
+        fields = json.loads((directory / "state.json").read_text())
+        known = {name: fields[name] for name in _STORED if type(fields[name]) is _TYPES[name]}
+    except (OSError, ValueError, KeyError, TypeError):
+        # Gone since the directory was listed, or really damaged.
+        return MountRecord(directory, directory.name) if directory.is_dir() else None
+    return MountRecord(directory, **{**known, "id": directory.name})
+
+
+_TYPES = {name: type(getattr(MountRecord(Path(), ""), name)) for name in _STORED}
+
+
+def find_record(records: list[MountRecord], mount_id: str) -> MountRecord:
+    """The record whose id starts with ``mount_id``. Raises NotFoundError if not exactly one."""
+    found = [record for record in records if mount_id and record.id.startswith(mount_id)]
+    if len(found) == 1:
+        return found[0]
+    problem = "more than one mount has an id that starts" if found else "no mount has an id"
+    raise NotFoundError(f"{problem} with {mount_id}", hint="see `hybrid list`")
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove what hybrid put into a mount's directory, and nothing else. Gone already is fine.
+
+    The FUSE mount must be gone before: its mount point is removed as an empty directory.
+    """
+    for name in _FILES:
+        (directory / name).unlink(missing_ok=True)
+    for path in (directory / "fuse", directory):
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionNeededError(f"cannot write {path}: permission denied") from error
+    except OSError as error:
+        raise StorageFullError(f"cannot write {path}: {error.strerror}") from error

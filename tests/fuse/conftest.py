@@ -1,0 +1,3 @@
+from support.mounting import bench, images
+
+__all__ = ["bench", "images"]

@@ -1,0 +1,111 @@
+"""Where the time goes: the read path of an image without FUSE, then the FUSE server under fio.
+
+cProfile makes every call of Python dearer, so the shares in its tables lean towards small
+functions. The rates printed above each table are taken without it.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import io
+import os
+import pstats
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import trio
+
+from bench.data import ALGORITHMS, DISK_SIZE, Data
+from bench.fio import WORKLOADS, run_fio
+from bench.targets import memory_server
+from hybrid.core.device import Device
+from hybrid.core.disk import LayeredDevice
+from hybrid.core.layer import open_layer
+from hybrid.core.source import FileSource
+from hybrid.fuse.loop import attach_loop
+
+_RANDOM_READS = 50_000
+_SEQUENTIAL = 1 << 20
+_RANDOM = 4096
+_ROWS = 12
+
+
+def show_profiles(data: Data) -> None:
+    """Print all of them."""
+    for algorithm in ALGORITHMS:
+        show_read_path(data, algorithm)
+    _show_fuse_server(data)
+
+
+def show_read_path(data: Data, algorithm: str) -> None:
+    """Rates and profiles of reading an image without FUSE."""
+    device = trio.run(_open, data.layers(algorithm), algorithm)
+    _show_reads(device, algorithm)
+    trio.run(device.aclose)
+
+
+async def _open(layers: Sequence[Path], name: str) -> LayeredDevice:
+    return LayeredDevice([await open_layer(FileSource(path)) for path in layers], name)
+
+
+def _show_reads(device: Device, algorithm: str) -> None:
+    offsets = [
+        (offset, _SEQUENTIAL) for offset in range(0, DISK_SIZE - _SEQUENTIAL + 1, _SEQUENTIAL)
+    ]
+    numbers = random.Random(1)
+    scattered = [
+        (numbers.randrange(DISK_SIZE // _RANDOM) * _RANDOM, _RANDOM) for _ in range(_RANDOM_READS)
+    ]
+    for title, ranges in (("sequential 1 MiB", offsets), ("random 4 KiB", scattered)):
+        seconds = _timed(lambda ranges=ranges: _read_all(device, ranges))
+        size = sum(length for _, length in ranges)
+        print(
+            f"\n{algorithm}, {title}, without FUSE: {size / seconds / (1 << 30):.2f} GiB/s, "
+            f"{len(ranges) / seconds / 1000:.1f} k reads/s, {1e6 * seconds / len(ranges):.1f} us"
+        )
+        profile = cProfile.Profile()
+        profile.runcall(_read_all, device, ranges)
+        _print_profile(profile)
+
+
+def _read_all(device: Device, ranges: Sequence[tuple[int, int]]) -> None:
+    read = device.pread_nowait
+    for offset, length in ranges:
+        if read(offset, length) is None:
+            raise RuntimeError("a local image would block")
+
+
+def _timed(action: Callable[[], None]) -> float:
+    action()  # the head of each layer is checked, caches are warm
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def _show_fuse_server(data: Data) -> None:
+    with tempfile.TemporaryDirectory(prefix="hybrid-bench-") as name:
+        for workload in WORKLOADS:
+            file = Path(name) / workload.key
+            environment = {**os.environ, "HYBRID_BENCH_PROFILE": str(file)}
+            with memory_server(data.disk, environment) as (disk, _):
+                loop = attach_loop(disk)
+                try:
+                    reading = run_fio(workload, loop.path, 2, 1)
+                finally:
+                    loop.close()
+            print(
+                f"\nFUSE server, in-memory Device, {workload.title}, under the profiler: "
+                f"{reading.iops / 1000:.1f} k reads/s"
+            )
+            _print_profile(str(file))
+
+
+def _print_profile(profile: cProfile.Profile | str) -> None:
+    shown = io.StringIO()
+    pstats.Stats(profile, stream=shown).strip_dirs().sort_stats("tottime").print_stats(_ROWS)
+    for line in shown.getvalue().splitlines():
+        if line.strip() and not line.strip().startswith(("Ordered by", "List reduced")):
+            print("   ", line.rstrip())
