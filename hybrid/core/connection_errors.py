@@ -22,6 +22,8 @@ NOT_TLS_REASONS = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
 )
 """How OpenSSL calls an answer that is no TLS at all."""
+HUNG_UP = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+"""How Python calls the end of the connection amid the handshake; which of them, by version."""
 
 
 class NotTlsError(TransientError):
@@ -84,8 +86,9 @@ def netloc(url: str) -> str:
 
 
 def _tls_failure(cause: ssl.SSLError, host: str) -> TransientError:
-    reason = (cause.reason or str(cause)).lower().replace("_", " ")
-    if cause.reason in NOT_TLS_REASONS or isinstance(cause, ssl.SSLEOFError):
+    hung_up = isinstance(cause, HUNG_UP)
+    reason = "hung up" if hung_up else (cause.reason or "no reason").lower().replace("_", " ")
+    if hung_up or cause.reason in NOT_TLS_REASONS:
         hint = "for plain HTTP set plain_http for this host"
         return NotTlsError(NetworkError(f"{host} does not speak TLS ({reason})", hint=hint))
     return TransientError(NetworkError(f"TLS with {host} failed: {reason}"))

@@ -55,7 +55,7 @@ class RegistryReference:
     @property
     def api_host(self) -> str:
         """The host (and port) that answers requests for this image."""
-        return DOCKER_HUB_API if self.host == DOCKER_HUB else self.host
+        return api_host(self.host)
 
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
@@ -98,6 +98,11 @@ class ManifestBlob:
 
 
 ImageReference = RegistryReference | LayoutReference | ConfigReference
+
+
+def api_host(host: str) -> str:
+    """The host to talk to for images of ``host``: they differ for Docker Hub."""
+    return DOCKER_HUB_API if host == DOCKER_HUB else host
 
 
 def is_digest(text: str) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from random import Random
 from types import TracebackType
 from typing import Self, TypeVar
@@ -77,6 +78,10 @@ class Registry:
             self.settings.first_pause_seconds,
             self.settings.longest_pause_seconds,
         )
+        # Somebody waits for the first answer of a mount; reads of a running one may wait longer.
+        self._first_policy = replace(
+            self._policy, budget=min(self._policy.budget, self.settings.first_answer_seconds)
+        )
 
     async def __aenter__(self) -> Self:
         await self._transport.__aenter__()
@@ -114,7 +119,9 @@ class Registry:
         path = f"/v2/{ref.repository}/manifests/{wanted}"
         headers = {"Accept": ", ".join(MANIFEST_TYPES)}
         return await self._retried(
-            what, lambda: self._fetcher.get(ref, path, headers, scheme, consume)
+            what,
+            lambda: self._fetcher.get(ref, path, headers, scheme, consume),
+            self._first_policy,
         )
 
     async def get_blob(
@@ -197,7 +204,12 @@ class Registry:
         """The blob as a Source of ``size`` bytes; each pread is one range request."""
         return BlobSource(self, ref, digest, size, scheme)
 
-    async def _retried(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _retried(
+        self,
+        what: str,
+        attempt: Callable[[], Awaitable[T]],
+        policy: RetryPolicy | None = None,
+    ) -> T:
         async def named() -> T:
             # Errors of connections, redirects and tokens do not know what was being read.
             try:
@@ -208,7 +220,7 @@ class Registry:
             except HybridError as error:
                 raise with_name(error, what) from error.__cause__
 
-        return await with_retries(named, self._policy, self._random, what)
+        return await with_retries(named, policy or self._policy, self._random, what)
 
     async def _whole_body(self, response: httpx.Response, limit_bytes: int, what: str) -> bytes:
         if response.status_code != 200:

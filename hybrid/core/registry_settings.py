@@ -38,6 +38,8 @@ class RegistrySettings:
     """Longest wait for the next bytes of an answer, and for sending a request."""
     retry_seconds: float = 30.0
     """Budget of one operation: all its attempts and the pauses between them."""
+    first_answer_seconds: float = 10.0
+    """The budget for a manifest, where it is smaller: whoever mounts an image waits for it."""
     first_pause_seconds: float = 0.1
     longest_pause_seconds: float = 5.0
     redirect_seconds: float = 240.0

@@ -12,7 +12,7 @@ from hybrid.config import GlobalConfig
 from hybrid.core.cache import BlobCache
 from hybrid.core.credentials import Credentials
 from hybrid.core.device import Source
-from hybrid.core.reference import RegistryReference
+from hybrid.core.reference import RegistryReference, api_host
 from hybrid.core.registry import HostOptions, Registry
 from hybrid.core.registry_settings import CredentialSettings, RegistrySettings
 
@@ -44,7 +44,7 @@ async def open_remote(
     insecure: bool = False,
 ) -> RemoteBlobs:
     """Connections and cache for one repository; closing the stack closes the connections."""
-    settings = _settings(config, ref.host if insecure else "")
+    settings = _settings(config, ref.api_host if insecure else "")
     credentials = Credentials(_credential_settings(config))
     registry = await stack.enter_async_context(Registry(settings, credentials))
     cache = BlobCache(
@@ -55,7 +55,7 @@ async def open_remote(
 
 def _settings(config: GlobalConfig, insecure_host: str) -> RegistrySettings:
     hosts = {
-        name: HostOptions(host.plain_http, host.insecure, host.ca_file)
+        api_host(name): HostOptions(host.plain_http, host.insecure, host.ca_file)
         for name, host in config.registries.items()
     }
     if insecure_host:

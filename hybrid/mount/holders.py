@@ -13,7 +13,7 @@ from pathlib import Path
 from hybrid.errors import TimeoutExpiredError
 from hybrid.mount.bounded import run_bounded
 from hybrid.mount.mountinfo import mounts_below, read_mountinfo
-from hybrid.mount.processes import command_name
+from hybrid.mount.processes import command_name, process_state
 
 _SCAN_SECONDS = 2.0
 _SHOWN = 5
@@ -22,9 +22,21 @@ _SHOWN = 5
 def describe_holders(root: str) -> str:
     """``bash (pid 12), less (pid 15)``, or that nobody was found. Bounded in time."""
     names = [f"the mount {entry.mount_point}" for entry in mounts_below(read_mountinfo(), root)]
-    names += [f"{command_name(pid)} (pid {pid})" for pid in find_holders(root)]
-    if not names:
-        return "no process that this user may look into (try as root)"
+    names += [_name(pid) for pid in find_holders(root)]
+    if names:
+        return _some_of(names)
+    blocked = [_name(pid) for pid in _find_blocked()]
+    if blocked:
+        # A process that hangs in open(2) has no link yet that would show where.
+        return f"perhaps {_some_of(blocked)}, blocked in the kernel"
+    return "no process that this user may look into (try as root)"
+
+
+def _name(pid: int) -> str:
+    return f"{command_name(pid)} (pid {pid})"
+
+
+def _some_of(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
@@ -43,12 +55,27 @@ def find_holders(root: str) -> list[int]:
 def _scan(root: str, places: Callable[[Path], Iterator[str]]) -> list[int]:
     prefix = root.rstrip("/") + "/"
     own = os.getppid()
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
     def holds(pid: int) -> bool:
         return any(f"{path}/".startswith(prefix) for path in places(Path(f"/proc/{pid}")))
 
-    return [pid for pid in sorted(pids) if pid != own and holds(pid)]
+    return [pid for pid in _all_pids() if pid != own and holds(pid)]
+
+
+def _all_pids() -> list[int]:
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _find_blocked() -> list[int]:
+    """Processes in uninterruptible sleep, kernel threads (which have no program) left out."""
+    return [pid for pid in _all_pids() if process_state(pid) == "D" and _has_program(pid)]
+
+
+def _has_program(pid: int) -> bool:
+    try:
+        return bool(os.readlink(f"/proc/{pid}/exe"))
+    except OSError:
+        return False
 
 
 def _links(process: Path) -> Iterator[str]:

@@ -82,6 +82,11 @@ def _stat_fields(pid: int) -> list[str]:
     return text.rpartition(")")[2].split()
 
 
+def process_state(pid: int) -> str:
+    """The kernel's letter for the state of a process, "" if there is none."""
+    return next(iter(_stat_fields(pid)), "")
+
+
 def command_name(pid: int) -> str:
     """Name of the program, "?" if unknown. (/proc/PID/cmdline could block on a dead mount.)"""
     try:

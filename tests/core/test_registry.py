@@ -29,6 +29,15 @@ BLOB = Random(2).randbytes(1 << 20)
 SMALL = b"a small blob"
 
 
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither proxies nor CAs of whoever runs the tests."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+
+
 def settings(**changes: object) -> RegistrySettings:
     """Short times, and nothing of this machine's own set-up."""
     short: dict[str, object] = {

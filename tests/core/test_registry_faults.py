@@ -24,13 +24,29 @@ from hybrid.core.redirect import Target, next_target
 from hybrid.core.reference import RegistryReference
 from hybrid.core.registry import HostOptions, Registry, RegistrySettings
 from hybrid.core.transport import first_schemes, has_port, host_name, is_loopback
-from hybrid.errors import AuthError, FormatError, HybridError, NetworkError, NotFoundError
+from hybrid.errors import (
+    AuthError,
+    ConfigError,
+    FormatError,
+    HybridError,
+    NetworkError,
+    NotFoundError,
+)
 
 REPO = "team/app"
 DATA = Random(3).randbytes(4096)
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
 LOGIN = Login("alice", "wonder:land")
 BASIC = "Basic YWxpY2U6d29uZGVyOmxhbmQ="
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither proxies nor CAs of whoever runs the tests."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
 
 
 class FixedCredentials(Credentials):
@@ -271,6 +287,38 @@ async def test_an_endless_manifest_is_cut() -> None:
         async with registry:
             with pytest.raises(NetworkError, match="more than the"):
                 await registry.get_manifest(ref)
+
+
+# -- proxies -------------------------------------------------------------------------------------
+
+
+async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with faulty_registry(serve) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://{proxy.host}")
+        monkeypatch.setenv("http_proxy", f"http://{proxy.host}")
+        remote = {"reg.example.invalid": HostOptions(plain_http=True)}
+        registry, _ = client(proxy, hosts=remote)
+        async with registry:
+            await read(registry, RegistryReference("reg.example.invalid", REPO))
+        assert proxy.requests[0].path.startswith("http://reg.example.invalid/v2/team/app/")
+
+
+async def test_this_machine_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    async with faulty_registry(serve) as server:
+        registry, ref = client(server)
+        async with registry:
+            await read(registry, ref)
+
+
+async def test_an_unusable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
+    monkeypatch.setenv("all_proxy", "gopher://127.0.0.1:1")
+    async with faulty_registry(serve) as server:
+        registry, _ = client(server, hosts={})
+        async with registry:
+            with pytest.raises(ConfigError, match="proxy"):
+                await read(registry, RegistryReference("reg.example.invalid", REPO))
 
 
 # -- redirects -----------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from support.mounting import ImageMaker, MountBench, poll_until
 
+from hybrid.mount.processes import process_state
+
 ANSWER_SECONDS = 5.0
 """list and umount together, whatever the server does."""
 
@@ -33,7 +35,7 @@ def holder(*arguments: object, cwd: Path | None = None) -> Iterator[subprocess.P
         assert process.stdout.readline() == "ready\n"
         yield process
     finally:
-        process.communicate()
+        process.communicate(timeout=10)
 
 
 WAIT = "print('ready', flush=True); sys.stdin.read()"
@@ -180,7 +182,7 @@ def test_a_stopped_server_with_readers_in_the_kernel(
         "except OSError: pass",
         bench.mountpoint / "sub" / "blob",
     ) as reader:
-        poll_until(lambda: state_letter(reader.pid) == "D", "a read that hangs")
+        poll_until(lambda: process_state(reader.pid) == "D", "a read that hangs")
         started = time.monotonic()
         assert f"(pid {reader.pid})" in bench.fail("umount", bench.mountpoint, code=11)
         bench.succeed("umount", "--lazy", bench.mountpoint)
@@ -196,10 +198,6 @@ def test_reads_in_flight_do_not_hold_up_umount(bench: MountBench, images: ImageM
     with (bench.mountpoint / "sub" / "blob").open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 1 << 20, os.POSIX_FADV_WILLNEED)
     list_and_umount(bench, record, "stopped")
-
-
-def state_letter(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_sigterm_takes_the_mount_away_in_order(

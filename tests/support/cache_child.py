@@ -7,12 +7,18 @@ cache_child.py DIRECTORY SIZE cycle COUNT          open, read, check, close, COU
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from pathlib import Path
 
 import trio
-from support.caching import CHUNK, DIGEST, blob_bytes, make_cache, remote
+
+from hybrid.core.device import Buffer
+from hybrid.core.source import MemorySource
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.caching import CHUNK, DIGEST, blob_bytes, blob_path, make_cache, remote
 
 DIRECTORY = Path(sys.argv[1])
 DATA = blob_bytes(int(sys.argv[2]))
@@ -38,23 +44,16 @@ async def read(offset: int, length: int) -> None:
     await source.aclose()
 
 
-class SlowSource:
+class SlowSource(MemorySource):
     """Lets other tasks, and so other processes, run while a fetch is under way."""
 
-    def __init__(self) -> None:
-        self.name = "blob"
-        self.size = len(DATA)
-
-    async def pread(self, offset: int, length: int) -> bytes:
+    async def pread(self, offset: int, length: int) -> Buffer:
         await trio.sleep(0.002)
-        return DATA[offset : offset + length]
-
-    async def aclose(self) -> None:
-        pass
+        return await super().pread(offset, length)
 
 
 async def scan(seed: int) -> None:
-    source = make_cache(DIRECTORY).open(SlowSource(), DIGEST)
+    source = make_cache(DIRECTORY).open(SlowSource(DATA), DIGEST)
     say("open")
     sys.stdin.readline()
     chunks = list(range(len(DATA) // CHUNK))
@@ -76,14 +75,15 @@ async def scan(seed: int) -> None:
 
 async def cycle(count: int) -> None:
     cache = make_cache(DIRECTORY)
+    path = blob_path(DIRECTORY)
     say("open")
     sys.stdin.readline()
     right = True
     for _ in range(count):
         source = cache.open(remote(DATA), DIGEST)
         right = right and bytes(await source.pread(0, len(DATA))) == DATA
-        # A file that is unlinked while it is in use would show as a path that is not ours.
-        right = right and source.bytes_present == len(DATA)
+        # Nobody may take the name away while the file is in use.
+        right = right and os.path.samestat(os.stat(path), os.fstat(source._file._fd))
         await source.aclose()
     say("done", right)
 
