@@ -24,6 +24,28 @@ VERBS = {
 logger = logging.getLogger("hybrid")
 
 
+def _be_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        set_up_logging(verbose=True)
+
+
+def _accept_verbose(command: click.Command) -> None:
+    """Let ``-v`` stand behind a verb too, where people type it."""
+    if isinstance(command, click.Group):
+        for nested in command.commands.values():
+            _accept_verbose(nested)
+    elif all(parameter.name != "verbose" for parameter in command.params):
+        command.params.append(
+            click.Option(
+                ["-v", "--verbose"],
+                is_flag=True,
+                expose_value=False,
+                callback=_be_verbose,
+                help="Say more; show tracebacks of errors.",
+            )
+        )
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called."""
 
@@ -34,6 +56,7 @@ class LazyGroup(click.Group):
         if cmd_name not in VERBS:
             return None
         command: click.Command = importlib.import_module(VERBS[cmd_name][0]).command
+        _accept_verbose(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -53,20 +76,19 @@ def set_up_logging(verbose: bool) -> None:
         logger.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say more; show tracebacks of errors.")
 @click.version_option(__version__, prog_name="hybrid")
-@click.pass_context
-def cli(ctx: click.Context, verbose: bool) -> None:
+def cli(verbose: bool) -> None:
     """Mount overlaybd container images lazily, on every Linux machine."""
-    ctx.obj = {"verbose": verbose}
     set_up_logging(verbose)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: every failure becomes one line on stderr and a documented exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    verbose = any(word in ("-v", "--verbose") for word in arguments[:2])
+    arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         code = cli.main(arguments, prog_name="hybrid", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -81,13 +103,13 @@ def main(argv: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(EXIT_INTERRUPTED)
     except HybridError as error:
-        if verbose:
+        if logger.isEnabledFor(logging.DEBUG):
             logger.exception("%s", error)
         else:
             print(f"hybrid: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
-        if verbose:
+        if logger.isEnabledFor(logging.DEBUG):
             logger.exception("internal error")
         else:
             print(

@@ -32,7 +32,7 @@ LAYERS = click.argument(
 )
 
 
-@click.group("layer")
+@click.group("layer", no_args_is_help=False)
 def command() -> None:
     """Look at layer files, bottom first, or at those that a config.v1.json names."""
 

@@ -25,7 +25,7 @@ FILE = click.argument("file", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
-@click.group("zfile")
+@click.group("zfile", no_args_is_help=False)
 def command() -> None:
     """Look at one ZFile; a tar wrapper around it is recognised."""
 

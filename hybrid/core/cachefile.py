@@ -134,15 +134,7 @@ class CacheFile:
         end = (offset + length - 1 >> CHUNK_SHIFT) + 1
         if self._verified.find(0, first, end) >= 0 and not self._verify(first, end):
             return None
-        try:
-            data = os.pread(self._fd, length, self._data_offset + offset)
-        except OSError:
-            data = b""
-        if len(data) == length:
-            return data
-        # A broken disk, or a file that was cut by hand: look at each chunk again.
-        self._verified[first:end] = bytes(end - first)
-        return None
+        return self._read_data(offset, length)
 
     def load(self, chunk: int) -> bytes | None:
         """One whole chunk, its CRC checked once per process."""
@@ -152,11 +144,8 @@ class CacheFile:
             return None
         start = chunk << CHUNK_SHIFT
         length = min(CHUNK_SIZE, self.size - start)
-        try:
-            data = os.pread(self._fd, length, self._data_offset + start)
-        except OSError:
-            data = b""
-        if len(data) == length and (verified or chunk_checksum(data) == entry):
+        data = self._read_data(start, length)
+        if data is not None and (verified or chunk_checksum(data) == entry):
             self._verified[chunk] = 1
             return data
         logger.warning("chunk %d of %s is damaged: it will be fetched again", chunk, self.path)
@@ -225,6 +214,18 @@ class CacheFile:
         if self._fd >= 0:
             os.close(self._fd)  # All locks go with it.
             self._fd = -1
+
+    def _read_data(self, offset: int, length: int) -> bytes | None:
+        try:
+            data = os.pread(self._fd, length, self._data_offset + offset)
+        except OSError:
+            data = b""
+        if len(data) == length:
+            return data
+        # A broken disk, or a file that was cut by hand. What was seen of it counts no more: storing
+        # one chunk makes it longer again, and the others read as zeros.
+        self._verified = bytearray(len(self._verified))
+        return None
 
     def _verify(self, first: int, end: int) -> bool:
         return all(

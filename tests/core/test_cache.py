@@ -252,6 +252,23 @@ async def test_overlapping_reads_fetch_side_by_side(tmp_path: Path) -> None:
     await source.aclose()
 
 
+async def test_a_sequential_fetch_does_not_hold_up_what_lies_beyond_it(tmp_path: Path) -> None:
+    origin = GatedSource(DATA)
+    origin.gate.set()
+    source = make_cache(tmp_path, refill_size=8 * CHUNK).open(origin, DIGEST)
+    await source.pread(3 * CHUNK, 1)
+    await source.pread(0, 1)
+    origin.gate = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source.pread, CHUNK, 1)  # Goes on up to chunk 3, which is there.
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(source.pread, 5 * CHUNK, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert origin.requests[2:] == [(CHUNK, 2 * CHUNK), (5 * CHUNK, CHUNK)]
+        origin.gate.set()
+    await source.aclose()
+
+
 async def test_a_waiter_takes_over_when_the_fetching_task_is_cancelled(tmp_path: Path) -> None:
     origin = GatedSource(DATA)
     source = make_cache(tmp_path).open(origin, DIGEST)
@@ -419,6 +436,28 @@ async def test_evict_during_a_fetch_takes_out_what_came_from_disk(tmp_path: Path
         await trio.testing.wait_all_tasks_blocked()
         origin.gate.set()
     assert results == [True, True]
+    await source.aclose()
+    await other.aclose()
+
+
+async def test_the_data_counts_not_the_lock(tmp_path: Path) -> None:
+    """An owner that was stopped between storing and unlocking holds nobody up."""
+    other = make_cache(tmp_path).open(remote(DATA), DIGEST)
+    origin = remote(DATA)
+    source = make_cache(tmp_path, lock_wait_seconds=60).open(origin, DIGEST)
+    results = []
+
+    async def reader() -> None:
+        results.append(await source.pread(CHUNK, 10))
+
+    assert other._file.try_lock(1, 2)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader)
+            await trio.testing.wait_all_tasks_blocked()
+            other._file.store(1, DATA[CHUNK : 2 * CHUNK])
+    assert results == [DATA[CHUNK : CHUNK + 10]]
+    assert origin.requests == []
     await source.aclose()
     await other.aclose()
 

@@ -50,6 +50,17 @@ async def test_opening_counts_as_use_and_trims(tmp_path: Path) -> None:
     assert stored(tmp_path) == [3]
 
 
+async def test_both_opening_and_closing_are_uses(tmp_path: Path) -> None:
+    """A process may read for days after it opened a blob, or be killed before it closes it."""
+    await store(tmp_path, 1, used_at=100)
+    path = blob_path(tmp_path, digest(1))
+    source = make_cache(tmp_path).open(remote(DATA), digest(1))
+    assert path.stat().st_mtime > 100
+    os.utime(path, (100, 100))
+    await source.aclose()
+    assert path.stat().st_mtime > 100
+
+
 async def test_a_blob_in_use_is_never_removed(tmp_path: Path) -> None:
     await store(tmp_path, 2, used_at=100)
     source = make_cache(tmp_path).open(remote(DATA), digest(1))
