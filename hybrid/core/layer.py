@@ -9,7 +9,8 @@ the layer is served; for a remote blob that is when the layer is read for the fi
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import trio
 
@@ -22,6 +23,8 @@ from hybrid.core.tarball import HEAD_SIZE, is_tar, parse_tar
 from hybrid.errors import FormatError, HybridError, UnsupportedError
 
 logger = logging.getLogger("hybrid.core")
+
+T = TypeVar("T")
 
 MIN_TAIL = 65536
 MAX_TAIL = 8 << 20
@@ -36,7 +39,14 @@ class Layer:
     """
 
     def __init__(
-        self, source: Source, stream: Stream, record: LayerRecord, segments: SegmentMap, base: int
+        self,
+        source: Source,
+        stream: Stream,
+        record: LayerRecord,
+        segments: SegmentMap,
+        base: int,
+        *,
+        may_be_turbo: bool = False,
     ) -> None:
         self.name = source.name
         self.source = source
@@ -45,6 +55,7 @@ class Layer:
         self.segments: SegmentMap | None = segments
         self.base = base
         """Bytes of tar headers in front of the payload."""
+        self._may_be_turbo = may_be_turbo
         self._head_checked = False
         self._head_lock = trio.Lock()
 
@@ -116,30 +127,43 @@ class Layer:
     def _check_head(self, head: Buffer) -> None:
         view = memoryview(head)
         if isinstance(self.stream, ZFileStream):
+            _check_zfile_head(view, self.source, self.stream, self.base)
             blocks = self.stream.blocks
-            payload_size = blocks.offsets[-1] + 4 * blocks.block_count + zfile.HEADER_SIZE
-            record = zfile.parse_header(view[self.base : self.base + 512], self.name)
-            if (record.block_size, record.algorithm, record.verify) != (
-                blocks.block_size, blocks.algorithm, blocks.verify,
-            ):  # fmt: skip
-                raise FormatError(f"{self.name}: ZFile header and trailer disagree")
-            if record.overwritten and record.zfile_size != payload_size:
-                raise FormatError(f"{self.name}: ZFile header and trailer disagree on the size")
-            count = -(-lsmt.BLOCK // blocks.block_size)
             data = view[self.base + zfile.HEADER_SIZE :]
-            header = b"".join(blocks.decode(data, 0, count))[: lsmt.BLOCK]
+            first = blocks.decode(data, 0, -(-lsmt.BLOCK // blocks.block_size))
+            block = b"".join(first)[: lsmt.BLOCK]
         else:
-            payload_size = self.stream.size
-            header = bytes(view[self.base : self.base + lsmt.BLOCK])
-        lsmt.parse_header(header, self.name)
-        if self.base:
-            member = parse_tar(view[: self.base], self.source.size, self.name)
-            if (member.offset, member.size) != (self.base, payload_size):
-                raise FormatError(
-                    f"{self.name}: tar says {member.size} bytes at {member.offset}, but the layer "
-                    f"has {payload_size} at {self.base}"
-                )
+            _check_wrapper(view, self.source, self.base, self.stream.size)
+            block = bytes(view[self.base : self.base + lsmt.BLOCK])
+        header = lsmt.parse_header(block, self.name)
+        if self._may_be_turbo and header.flags & lsmt.FLAG_SEALED:
+            raise UnsupportedError(f"{self.name}: TurboOCI layers are not supported yet")
         self._head_checked = True
+
+
+def _check_zfile_head(view: memoryview, source: Source, stream: ZFileStream, base: int) -> None:
+    """The tar headers and the ZFile header must fit what the tail said."""
+    name, blocks = source.name, stream.blocks
+    payload_size = blocks.offsets[-1] + 4 * blocks.block_count + zfile.HEADER_SIZE
+    record = zfile.parse_header(view[base : base + zfile.HEADER_SIZE], name)
+    if (record.block_size, record.algorithm, record.verify) != (
+        blocks.block_size, blocks.algorithm, blocks.verify,
+    ):  # fmt: skip
+        raise FormatError(f"{name}: ZFile header and trailer disagree")
+    if record.overwritten and record.zfile_size != payload_size:
+        raise FormatError(f"{name}: ZFile header and trailer disagree on the size")
+    _check_wrapper(view, source, base, payload_size)
+
+
+def _check_wrapper(view: memoryview, source: Source, base: int, payload_size: int) -> None:
+    if not base:
+        return
+    member = parse_tar(view[:base], source.size, source.name)
+    if (member.offset, member.size) != (base, payload_size):
+        raise FormatError(
+            f"{source.name}: tar says {member.size} bytes at {member.offset}, but the layer "
+            f"has {payload_size} at {base}"
+        )
 
 
 async def open_layer(source: Source) -> Layer:
@@ -148,55 +172,75 @@ async def open_layer(source: Source) -> Layer:
     Raises FormatError (damaged or truncated) and UnsupportedError (something else than a layer).
     The source stays the caller's to close if this fails.
     """
-    size = min(source.size, max(MIN_TAIL, min(MAX_TAIL, source.size // 128)))
-    start = source.size - size
-    try:
-        return await _open(_Tail(source, start, await source.pread(start, size)))
-    except FormatError as error:
-        if not await source.evict(start, size):
-            raise
-        logger.warning("%s; fetching it again", error)
-    return await _open(_Tail(source, start, await source.pread(start, size)))
+    return await _with_tail(source, _open)
 
 
 async def open_stream(source: Source) -> tuple[ZFileStream, int]:
     """Open a ZFile, bare or in tar: the stream, and the bytes of tar headers in front of it.
 
-    What the stream holds is not looked at. Raises FormatError or UnsupportedError.
+    Header and wrapper are checked; what the stream holds is not looked at. Raises FormatError or
+    UnsupportedError.
     """
+    return await _with_tail(source, _open_zfile)
+
+
+async def _with_tail(source: Source, opener: Callable[[_Tail], Awaitable[T]]) -> T:
+    """Open with the tail of the source in memory; once more from the origin if that fails."""
     size = min(source.size, max(MIN_TAIL, min(MAX_TAIL, source.size // 128)))
-    tail = _Tail(source, source.size - size, await source.pread(source.size - size, size))
+    tail = _Tail(source, source.size - size)
+    try:
+        await tail.load()
+        return await opener(tail)
+    except (FormatError, UnsupportedError) as error:
+        if not await tail.evict_all():
+            raise
+        logger.warning("%s; fetching it again", error)
+    await tail.load()
+    return await opener(tail)
+
+
+async def _open_zfile(tail: _Tail) -> tuple[ZFileStream, int]:
     found = await _find_zfile(tail)
     if found is None:
         raise await _not_a_layer(tail)
-    return _settle(found[0], source), found[1]
+    stream, base = found
+    head = await tail.pread(0, base + zfile.HEADER_SIZE)
+    _check_zfile_head(memoryview(head), tail.source, stream, base)
+    stream.source = tail.source
+    return stream, base
 
 
 class _Tail(Source):
     """A source whose last bytes are in memory. Used only while a layer is opened."""
 
-    def __init__(self, source: Source, start: int, data: Buffer) -> None:
+    def __init__(self, source: Source, start: int) -> None:
         self.name = source.name
         self.size = source.size
         self.source = source
         self.start = start
-        self.data = memoryview(data)
+        self.data = memoryview(b"")
         self._head = b""
+        self._others: list[tuple[int, int]] = []
+
+    async def load(self) -> None:
+        """Read the tail, and forget everything else."""
+        self._head = b""
+        self._others.clear()
+        self.data = memoryview(await self.source.pread(self.start, self.size - self.start))
 
     def pread_nowait(self, offset: int, length: int) -> Buffer | None:
         if offset >= self.start:
             return self.data[offset - self.start : offset - self.start + length]
-        return self.source.pread_nowait(offset, length)
+        return None
 
     async def pread(self, offset: int, length: int) -> Buffer:
         check_range(offset, length, self.size, self.name)
         if offset >= self.start:
             return self.data[offset - self.start : offset - self.start + length]
-        if offset + length <= self.start:
-            return await self.source.pread(offset, length)
-        rest = offset + length - self.start
-        head = await self.source.pread(offset, self.start - offset)
-        return bytes(head) + bytes(self.data[:rest])
+        ahead = min(length, self.start - offset)
+        self._others.append((offset, ahead))
+        head = await self.source.pread(offset, ahead)
+        return head if ahead == length else bytes(head) + bytes(self.data[: length - ahead])
 
     async def head(self) -> bytes:
         """The start of the source, with room for the tar headers and a payload header."""
@@ -204,11 +248,10 @@ class _Tail(Source):
             self._head = bytes(await self.pread(0, min(HEAD_SIZE + zfile.HEADER_SIZE, self.size)))
         return self._head
 
-
-def _settle(stream: ZFileStream, source: Source) -> ZFileStream:
-    """The same stream over the real source: the tail need not stay in memory."""
-    stream.source = source
-    return stream
+    async def evict_all(self) -> bool:
+        """Forget copies of all that was read."""
+        ranges = [(self.start, self.size - self.start), *self._others]
+        return any([await self.source.evict(*found) for found in ranges])
 
 
 async def _open(tail: _Tail) -> Layer:
@@ -219,21 +262,19 @@ async def _open(tail: _Tail) -> Layer:
         stream, base = found
     else:
         stream, base = await _find_plain(tail)
-    record, segments = await _read_index(stream, source.name)
-    if isinstance(stream, ZFileStream):
-        stream = _settle(stream, source)
-    else:
-        stream = PlainStream(source, base, stream.size)
-    return Layer(source, stream, record, segments, base)
+    record, raw = await _read_index(stream, source.name)
+    segments = lsmt.parse_index(raw, record, source.name)
+    stream.source = source  # the tail need not stay in memory
+    turbo = lsmt.may_be_turbo(raw, record)
+    return Layer(source, stream, record, segments, base, may_be_turbo=turbo)
 
 
-async def _read_index(stream: Stream, name: str) -> tuple[LayerRecord, SegmentMap]:
+async def _read_index(stream: Stream, name: str) -> tuple[LayerRecord, bytes]:
     if stream.size < 2 * lsmt.BLOCK:
         raise FormatError(f"{name}: {stream.size} bytes are too few for an LSMT layer")
     block = await stream.read(stream.size - lsmt.BLOCK, lsmt.BLOCK)
     record = lsmt.parse_trailer(block, name, stream.size)
-    raw = await stream.read(record.index_offset, record.index_size * lsmt.ENTRY_SIZE)
-    return record, lsmt.parse_index(raw, record, name)
+    return record, await stream.read(record.index_offset, record.index_size * lsmt.ENTRY_SIZE)
 
 
 async def _find_zfile(tail: _Tail) -> tuple[ZFileStream, int] | None:

@@ -267,6 +267,16 @@ def parse_index(raw: Buffer, record: LayerRecord, name: str) -> SegmentMap:
     return SegmentMap(starts, ends, [word1 & _LOCATION_MASK for _, word1 in pairs])
 
 
+def may_be_turbo(raw: Buffer, record: LayerRecord) -> bool:
+    """Whether an index looks like that of a committed TurboOCI layer (spec: lsmt 10.2).
+
+    Its tags say which of two files an entry points to, and it is not padded. A layer that was
+    sealed in place can look alike: its header, other than a committed one, is not marked sealed.
+    """
+    unpadded = record.index_size % (BLOCK // ENTRY_SIZE) != 0
+    return unpadded and any(bytes(raw)[ENTRY_SIZE - 1 :: ENTRY_SIZE])
+
+
 def _check_locations(pairs: Sequence[tuple[int, int]], data_end: int, name: str) -> None:
     """Every entry must lie between the header and the index, in sectors of the file."""
     data_begin = BLOCK // SECTOR

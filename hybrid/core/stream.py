@@ -21,6 +21,8 @@ class Stream(ABC):
     """``size`` bytes; ranges must be non-empty and lie inside."""
 
     size: int
+    source: Source
+    """Where the bytes come from."""
 
     @abstractmethod
     def parts_nowait(self, offset: int, length: int) -> list[Buffer] | None: ...

@@ -6,6 +6,7 @@ the same 1536 bytes of headers as the reference, apart from the file-type bits i
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from hybrid.core.device import Buffer
@@ -107,9 +108,8 @@ def _pax_record(payload_size: int) -> bytes:
 
 
 def _checksum_matches(block: bytes) -> bool:
-    try:
-        stated = int(block[148:156].strip(b" \0") or b"0", 8)
-    except ValueError:
+    stated = _octal(block[148:156])
+    if stated is None:
         return False
     rest = block[:148] + b" " * 8 + block[156:]
     # Some old tars summed signed characters.
@@ -119,10 +119,17 @@ def _checksum_matches(block: bytes) -> bool:
 def _number(field: bytes, name: str, offset: int) -> int:
     if field[0] & 0x80:  # base-256, for sizes that octal cannot hold
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise FormatError(f"{name}: tar size field is no number", offset=offset) from None
+    value = _octal(field)
+    if value is None:
+        raise FormatError(f"{name}: tar size field is no number", offset=offset)
+    return value
+
+
+def _octal(field: bytes) -> int | None:
+    """The number of a header field, padded with spaces or NULs; None if there is none."""
+    digits = field.strip(b" \0") or b"0"
+    # int() would take signs, underscores and prefixes as well.
+    return int(digits, 8) if re.fullmatch(rb"[0-7]+", digits) else None
 
 
 def _pax_size(body: bytes, name: str) -> int | None:
@@ -136,7 +143,9 @@ def _pax_size(body: bytes, name: str) -> int | None:
         record = body[len(length_text) + 1 : length]
         if not len(length_text) + 1 < length <= len(body) or not record.endswith(b"\n"):
             raise FormatError(f"{name}: damaged PAX header")
-        key, _, value = record[:-1].partition(b"=")
+        key, equals, value = record[:-1].partition(b"=")
+        if not key or not equals:
+            raise FormatError(f"{name}: damaged PAX header")
         if key == b"size":
             if not value.isdigit() or len(value) > _MAX_PAX_DIGITS:
                 raise FormatError(f"{name}: PAX size is no number")

@@ -227,6 +227,9 @@ def head_damages() -> dict[str, bytes]:
         "zfile-header-of-another": BIG_BLOB[:base]
         + build_zfile(BIG_LSMT, block_size=8192)[:512]
         + BIG_BLOB[base + 512 :],
+        "zfile-header-of-another-size": BIG_BLOB[:base]
+        + build_zfile(SMALL_LSMT, overwrite_header=True)[:512]
+        + BIG_BLOB[base + 512 :],
         "first-block": flipped(BIG_BLOB, starts[0] + 5),
         "lsmt-header-magic": build_blob(flipped(BIG_LSMT, 3)),
         "lsmt-header-flags": build_blob(flipped(BIG_LSMT, 28, mask=2)),
@@ -323,14 +326,23 @@ async def test_damaged_block_is_evicted_and_fetched_once_more(
     assert "stale" in caplog.text
 
 
-async def test_damaged_blocks_in_a_long_read() -> None:
-    # Two damaged blocks in one run: both are made good.
+async def test_several_damaged_blocks_in_one_read() -> None:
     _, starts = blocks_of(BIG_BLOB)
-    copy = flipped(BIG_BLOB, starts[20] + 3, starts[30] + 3)
+    copy = flipped(BIG_BLOB, *(starts[number] + 3 for number in (20, 23, 29)))
     source = StaleCache(copy, BIG_BLOB)
-    async with open_disk([source]) as disk:
-        assert await read(disk, 0, disk.size) == BIG_DISK
-    assert len(source.requests) < 2 * len(BIG.writes) + 10
+    layer = await open_layer(source)
+    await layer.check_head()
+    del source.requests[:]
+    found = await layer_bytes(layer, 20 * 4096, 10 * 4096)
+    assert found == BIG_LSMT[20 * 4096 : 30 * 4096]
+    assert len(source.requests) <= 4
+
+
+async def test_bytes_in_front_of_a_zfile() -> None:
+    packed = build_zfile(SMALL_LSMT, overwrite_header=True)
+    for junk in (b"x" * 100, b"x" * 512, bytes(512), bytes(1536)):
+        with pytest.raises((FormatError, UnsupportedError)):
+            await disk_of([junk + packed])
 
 
 @pytest.mark.parametrize("where", ["local", "remote"])

@@ -107,6 +107,16 @@ def test_several_records_in_one_pax_header() -> None:
     assert payload_of(pax + member_header(0) + pad(PAYLOAD) + bytes(1024)) == PAYLOAD
 
 
+def test_pax_size_goes_before_the_octal_one() -> None:
+    pax = pax_header([("size", str(len(PAYLOAD)))])
+    assert payload_of(pax + member_header(512) + pad(PAYLOAD) + bytes(1024)) == PAYLOAD
+
+
+def test_last_pax_size_counts() -> None:
+    pax = pax_header([("size", "7"), ("size", str(len(PAYLOAD)))])
+    assert payload_of(pax + member_header(0) + pad(PAYLOAD) + bytes(1024)) == PAYLOAD
+
+
 def test_base_256_size() -> None:
     size = len(PAYLOAD)
     field = b"\x80" + size.to_bytes(11, "big")

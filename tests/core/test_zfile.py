@@ -392,6 +392,15 @@ async def test_blocks_must_end_where_the_index_begins(delta: int) -> None:
         await stream_bytes(with_trailer(packed, index_offset=right + delta))
 
 
+@pytest.mark.parametrize("number", [0, 3, 7])
+async def test_bytes_that_belong_to_no_block(number: int) -> None:
+    def add(at: int, block: bytes) -> bytes:
+        return block + b"junk" if at == number else block
+
+    with pytest.raises(FormatError, match="index begins"):
+        await stream_bytes(build_zfile(SAMPLE, stored_block=add))
+
+
 @pytest.mark.parametrize("size", [0, 4, 2**32 - 1, 70000])
 @pytest.mark.parametrize("number", [0, 3, 7])
 async def test_impossible_block_size_in_the_index(size: int, number: int) -> None:
@@ -569,6 +578,13 @@ def replaced(algorithm: str, replacement: bytes) -> bytes:
 )
 def test_block_with_a_right_checksum_and_broken_content(algorithm: str, replacement: bytes) -> None:
     damaged(replaced(algorithm, replacement), REPLACED)
+
+
+def test_zstd_frame_that_claims_to_be_huge() -> None:
+    # Frame header with an 8-byte content size, then one raw block: nothing may be allocated for it.
+    frame = b"\x28\xb5\x2f\xfd\xc0\x00" + (1 << 50).to_bytes(8, "little") + b"\x09\0\0x"
+    assert zstandard.frame_content_size(frame) == 1 << 50
+    damaged(replaced("zstd", frame), REPLACED)
 
 
 def test_zstd_frame_without_content_size_is_read() -> None:

@@ -41,6 +41,11 @@ def holder(*arguments: object, cwd: Path | None = None) -> Iterator[subprocess.P
 WAIT = "print('ready', flush=True); sys.stdin.read()"
 OPEN = f"import sys; file = open(sys.argv[1]); {WAIT}"
 STAND = f"import sys; {WAIT}"
+READ_AHEAD = (  # its file's blocks are looked up before; after a line it asks for bytes of them
+    "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY); os.pread(fd, 1, 0); "
+    "print('ready', flush=True); sys.stdin.readline(); "
+    "os.posix_fadvise(fd, 1 << 20, 1 << 20, os.POSIX_FADV_WILLNEED)"
+)
 MAP = (
     "import mmap, sys; file = open(sys.argv[1], 'rb'); "
     f"view = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ); file.close(); {WAIT}"
@@ -194,9 +199,12 @@ def test_a_stopped_server_with_readers_in_the_kernel(
 def test_reads_in_flight_do_not_hold_up_umount(bench: MountBench, images: ImageMaker) -> None:
     """Readahead waits for a server that is stopped, after its reader has gone."""
     record = mounted(bench, images, "ext4")
-    os.kill(record["pid"], signal.SIGSTOP)
-    with (bench.mountpoint / "sub" / "blob").open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 1 << 20, os.POSIX_FADV_WILLNEED)
+    with holder(READ_AHEAD, bench.mountpoint / "sub" / "blob") as reader:
+        os.kill(record["pid"], signal.SIGSTOP)
+        assert reader.stdin is not None
+        reader.stdin.write("\n")
+        reader.stdin.flush()
+        assert reader.wait(timeout=5) == 0
     list_and_umount(bench, record, "stopped")
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -28,6 +29,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def run() -> None:
     """Run, and give a one-line error when one of the programs that are measured fails."""
+    # An exception, so that mounts, loop devices and servers go away with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
     except subprocess.CalledProcessError as error:
@@ -35,6 +38,8 @@ def run() -> None:
         sys.exit(f"bench: `{shlex.join(error.cmd)}` failed with {error.returncode}{said}")
     except HybridError as error:
         sys.exit(f"bench: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def main() -> None:

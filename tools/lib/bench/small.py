@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.data import Data
-from bench.targets import HYBRID, bench_environment, run_hybrid
+from bench.targets import HYBRID, hybrid_state, run_hybrid
 from hybrid.core.lsmt import SegmentMap, merge
 
 _SEGMENTS = 100_000
@@ -33,16 +33,15 @@ class Small:
 
 def measure_small(data: Data, rounds: int) -> Small:
     """Start and stop things ``rounds`` times."""
-    with tempfile.TemporaryDirectory(prefix="hybrid-bench-") as name:
-        scratch = Path(name)
-        environment = bench_environment(scratch)
-        mountpoint = scratch / "mnt"
-        mountpoint.mkdir()
+    with (
+        tempfile.TemporaryDirectory(prefix="hybrid-bench-") as mountpoint,
+        hybrid_state() as environment,
+    ):
         config = data.config("lz4")
         return Small(
             median(_timed(_show_help) for _ in range(rounds)),
             median(_time_server(config, environment) for _ in range(rounds)),
-            median(_time_mount(config, mountpoint, environment) for _ in range(rounds)),
+            median(_time_mount(config, Path(mountpoint), environment) for _ in range(rounds)),
             index_memory(),
         )
 

@@ -74,10 +74,9 @@ def _head(results: Results) -> list[str]:
     return [
         f"disk of {DISK_SIZE / MIB:.0f} MiB; images of three layers: {sizes}; "
         f"files on {data.where}",
-        f"fio --direct=1 (but for the buffered row) on loop devices with direct I/O; medians of "
-        f"{results.rounds} rounds",
-        f"of {results.seconds:g} s, interleaved. CPU/MiB and peak are the server's; (b)'s peak "
-        "has the disk in it",
+        f"fio --direct=1 on loop devices with direct I/O; medians of {results.rounds} rounds of "
+        f"{results.seconds:g} s, interleaved",
+        "CPU/MiB and peak memory are the server's; the peak of (b) has the disk in it",
     ]
 
 

@@ -52,13 +52,12 @@ class Target:
 def all_targets(data: Data) -> Iterator[list[Target]]:
     """The four of them, ready to be read; all gone at the end."""
     with contextlib.ExitStack() as stack:
-        state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hybrid-bench-")))
-        environment = bench_environment(state)
+        environment = stack.enter_context(hybrid_state())
         fronts = [("a", f"raw file on {data.where}", data.disk, 0)]
         disk, pid = stack.enter_context(memory_server(data.disk))
         fronts.append(("b", "FUSE, in-memory Device", disk, pid))
         for key, algorithm in (("c", "lz4"), ("d", "zstd")):
-            disk, pid = stack.enter_context(image_server(data.config(algorithm), environment))
+            disk, pid = start_image(data.config(algorithm), environment)
             fronts.append((key, f"FUSE, 3 layers, {algorithm} 4K", disk, pid))
         targets = []
         for key, title, file, pid in fronts:
@@ -68,14 +67,25 @@ def all_targets(data: Data) -> Iterator[list[Target]]:
         yield targets
 
 
-def bench_environment(state: Path) -> dict[str, str]:
-    """Environment for hybrid: no configuration of this machine, a state directory of our own."""
-    config = state / "hybrid.json"
-    cache = {"cacheType": "file", "cacheDir": str(state / "cache")}
-    config.write_text(json.dumps({"cacheConfig": cache}))
-    records = state / "state"
-    records.mkdir(mode=0o700, exist_ok=True)
-    return {**os.environ, "HYBRID_CONFIG": str(config), "HYBRID_STATE_DIR": str(records)}
+@contextlib.contextmanager
+def hybrid_state() -> Iterator[dict[str, str]]:
+    """Environment for hybrid: no configuration of this machine, a state directory of our own.
+
+    At the end all mounts in it are taken away, those too whose start was interrupted.
+    """
+    with tempfile.TemporaryDirectory(prefix="hybrid-bench-") as name:
+        config, records = Path(name) / "hybrid.json", Path(name) / "state"
+        cache = {"cacheType": "file", "cacheDir": str(Path(name) / "cache")}
+        config.write_text(json.dumps({"cacheConfig": cache}))
+        records.mkdir(mode=0o700)
+        environment = {
+            **os.environ, "HYBRID_CONFIG": str(config), "HYBRID_STATE_DIR": str(records),
+        }  # fmt: skip
+        try:
+            yield environment
+        finally:
+            for mount in json.loads(run_hybrid(["list", "--json"], environment)):
+                run_hybrid(["umount", mount["id"]], environment)
 
 
 @contextlib.contextmanager
@@ -85,7 +95,11 @@ def memory_server(
     """Start ``bench.server``; gives the file and the process."""
     with tempfile.TemporaryDirectory(prefix="hybrid-bench-") as directory:
         command = [sys.executable, "-m", "bench.server", str(disk), directory]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        # In a session of its own, as are all servers here: Ctrl-C is for the benchmark, which then
+        # takes them down in order.
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
         try:
             assert process.stdout
             if process.stdout.readline() != "ready\n":
@@ -100,28 +114,23 @@ def memory_server(
                 process.wait()
 
 
-@contextlib.contextmanager
-def image_server(config: Path, environment: Mapping[str, str]) -> Iterator[tuple[Path, int]]:
-    """``hybrid mount --no-mount`` of an image; gives the file and the server's process."""
-    mount_id, disk, pid = start_image(config, environment)
-    try:
-        yield disk, pid
-    finally:
-        subprocess.run([*HYBRID, "umount", mount_id], check=True, env=environment)
-
-
-def start_image(config: Path, environment: Mapping[str, str]) -> tuple[str, Path, int]:
-    """Start a server; its mount id, its file, its process."""
+def start_image(config: Path, environment: Mapping[str, str]) -> tuple[Path, int]:
+    """``hybrid mount --no-mount`` of an image; the file, and the server's process."""
     shown = run_hybrid(["mount", "--mode", "fuse", "--no-mount", str(config)], environment)
     disk = shown.strip().splitlines()[-1]
     for mount in json.loads(run_hybrid(["list", "--json"], environment)):
         if mount["file"] == disk:
-            return mount["id"], Path(disk), mount["pid"]
+            return Path(disk), mount["pid"]
     sys.exit(f"bench: `hybrid list` does not show {disk}")
 
 
 def run_hybrid(arguments: list[str], environment: Mapping[str, str]) -> str:
     """Run one command of hybrid; what it printed."""
     return subprocess.run(
-        [*HYBRID, *arguments], check=True, env=environment, stdout=subprocess.PIPE, text=True
+        [*HYBRID, *arguments],
+        check=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ).stdout
