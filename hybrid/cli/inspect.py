@@ -1,4 +1,4 @@
-"""`hybrid inspect`: what an image is made of, from its manifest and the tails of its layers."""
+"""`hybrid inspect`: what an image is made of, from its manifest, the tails of its layers, its superblock."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import trio
 from hybrid.cli.output import print_json, print_pairs, print_table
 from hybrid.config import load_global_config
 from hybrid.core.image import ImageRequest, open_image
+from hybrid.mount.filesystems import HEAD_BYTES, detect
 
 
 @click.command("inspect")
@@ -24,7 +25,7 @@ from hybrid.core.image import ImageRequest, open_image
 def command(
     image: str, platform: str, insecure: bool, config_file: Path | None, as_json: bool
 ) -> None:
-    """Show what IMAGE is made of. Fetches only the ends of its layers."""
+    """Show what IMAGE is made of. Fetches the ends of its layers, and little else."""
     request = ImageRequest(image, load_global_config(config_file), platform, insecure)
     found = trio.run(_inspect, request)
     if as_json:
@@ -37,6 +38,7 @@ def command(
             ("virtual size", _human(found["virtual_size"])),
             ("layers", f"{len(found['layers'])}, {_human(found['bytes_total'])} in all"),
             ("segments", found["segments"]),
+            ("file system", found["fstype"]),
         ]
     )
     click.echo()
@@ -58,7 +60,8 @@ def command(
 async def _inspect(request: ImageRequest) -> dict[str, Any]:
     image = await open_image(request)
     try:
-        return image.describe()
+        found = detect(await image.pread(0, min(HEAD_BYTES, image.size)))
+        return image.describe() | {"fstype": found.fstype if found else None}
     finally:
         await image.aclose()
 

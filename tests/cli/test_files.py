@@ -128,6 +128,7 @@ def test_inspect(tmp_path: Path) -> None:
     found = json.loads(succeed("inspect", name, "--json"))
     assert [layer["compression"] for layer in found["layers"]] == ["lz4"] * 3
     assert found["virtual_size"] == 1 << 30
+    assert found["fstype"] == "ext4"
     assert "1.0 GiB" in succeed("inspect", name)
 
 
