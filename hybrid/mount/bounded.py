@@ -77,6 +77,10 @@ def run_bounded(name: str, work: Callable[[], Any], seconds: float) -> Any:
 def _run_child(work: Callable[[], Any], writer: int) -> None:
     """Never returns: nothing of the parent (exit handlers, buffers) may run twice."""
     try:
+        # Given up, it must not hold a pipe open whose reader waits for the end of our output.
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
         try:
             answer = {"result": work()}
         except OSError as error:

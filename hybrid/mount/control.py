@@ -38,10 +38,11 @@ def _short_path(path: Path) -> Iterator[str]:
 
 
 async def listen(path: Path) -> trio.SocketListener:
-    """Open the socket. The umask of the server (077) makes it private from the start."""
+    """Open the socket. Its directory is private, so it is so from the start."""
     listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     with _short_path(path) as short:
         await listener.bind(short)
+        os.chmod(short, 0o600)
     listener.listen(_BACKLOG)
     return trio.SocketListener(listener)
 

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _UMOUNT_SECONDS = 3.0
 _AFTER_KILL_SECONDS = 5.0
 _END_SECONDS = 3.0
-_LAZY_SECONDS = 0.5
+_LAZY_SECONDS = 1.0
 _ASK_SECONDS = 1.0
 _MAX_STACKED = 8
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from hybrid.errors import NotFoundError
 from hybrid.mount.mountinfo import MountEntry, read_mountinfo, top_mount
-from hybrid.mount.state import MountRecord, find_record, read_records
+from hybrid.mount.state import MountRecord, read_records
 
 _MAX_LINKS = 40  # as the kernel
 
@@ -71,8 +71,16 @@ def find_target(target: str) -> MountRecord:
             # An older mount there may have been taken away behind our back.
             return max(found, key=lambda record: (is_mounted(record, entries), record.created))
     if "/" not in target and target.strip("0123456789abcdef") == "":
-        return find_record(records, target)
+        return _find_id(records, target)
     raise _not_found(target, top_mount(entries, path))
+
+
+def _find_id(records: list[MountRecord], prefix: str) -> MountRecord:
+    found = [record for record in records if record.id.startswith(prefix)]
+    if len(found) == 1:
+        return found[0]
+    problem = f"{len(found)} mounts have" if found else "no mount has"
+    raise NotFoundError(f"{problem} an id that starts with {prefix}", hint=_hint())
 
 
 def _places(record: MountRecord) -> tuple[str, ...]:
@@ -87,7 +95,9 @@ def _not_found(target: str, entry: MountEntry | None) -> NotFoundError:
             f"from {entry.source}",
             hint="see `hybrid list`; umount(8) takes other mounts away",
         )
+    return NotFoundError(f"no mount of hybrid at or named {target}", hint=_hint())
+
+
+def _hint() -> str:
     hint = "see `hybrid list`"
-    if os.geteuid() != 0:
-        hint += "; mounts of root are shown and removed with sudo"
-    return NotFoundError(f"no mount of hybrid at or named {target}", hint=hint)
+    return hint if os.geteuid() == 0 else f"{hint}; mounts of root are shown and removed with sudo"

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hybrid.errors import HybridError, NotFoundError, PermissionNeededError, StorageFullError
+from hybrid.errors import HybridError, PermissionNeededError, StorageFullError
 from hybrid.fuse import DISK_NAME
 from hybrid.mount.processes import ProcessIdentity
 
@@ -84,6 +84,7 @@ class MountRecord:
         """Write the record; readers see the old one or the new one, whole."""
         new = self.directory / "state.json.new"
         with _storage_errors(new):
+            new.touch(mode=0o600)
             new.write_text(json.dumps(self.to_json(), indent=2) + "\n")
             new.replace(self.directory / "state.json")
 
@@ -119,7 +120,7 @@ def create_record(image: str, mode: str, mode_reason: str) -> MountRecord:
         image=image,
         mode=mode,
         mode_reason=mode_reason,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     try:
         with _storage_errors(draft):
@@ -172,15 +173,6 @@ def _read_record(directory: Path) -> MountRecord | None:
 
 
 _TYPES = {name: type(getattr(MountRecord(Path(), ""), name)) for name in _STORED}
-
-
-def find_record(records: list[MountRecord], mount_id: str) -> MountRecord:
-    """The record whose id starts with ``mount_id``. Raises NotFoundError if not exactly one."""
-    found = [record for record in records if mount_id and record.id.startswith(mount_id)]
-    if len(found) == 1:
-        return found[0]
-    problem = "more than one mount has an id that starts" if found else "no mount has an id"
-    raise NotFoundError(f"{problem} with {mount_id}", hint="see `hybrid list`")
 
 
 def remove_directory(directory: Path) -> None:

@@ -116,9 +116,7 @@ def test_a_disk_without_file_system_says_that_it_can_be_exposed(
 
 
 def test_an_unreadable_superblock_names_the_reason(bench: MountBench, images: ImageMaker) -> None:
-    line = bench.fail(
-        "mount", images.get("ext4"), bench.mountpoint, "--error-at", "0-4096", code=7
-    )
+    line = bench.fail("mount", images.get("ext4"), bench.mountpoint, "--error-at", "0-4096", code=7)
     assert "CRC mismatch" in line
     assert bench.leftovers() == []
 
@@ -141,9 +139,7 @@ def test_no_loop_control_is_one_line(bench: MountBench, images: ImageMaker) -> N
 
 
 def test_a_missing_loop_node_is_made(bench: MountBench, images: ImageMaker) -> None:
-    script = (
-        'set -e; "$@" >/dev/null; cat "$MOUNTPOINT/hello"; set -- ${DONE}; "$@"; ls /dev'
-    )
+    script = 'set -e; "$@" >/dev/null; cat "$MOUNTPOINT/hello"; set -- ${DONE}; "$@"; ls /dev'
     bench.environment["MOUNTPOINT"] = str(bench.mountpoint)
     bench.environment["DONE"] = " ".join(bench.command("umount", bench.mountpoint))
     prefix = (*private_dev("fuse", "loop-control"), "sh", "-c", script, "sh")

@@ -141,8 +141,8 @@ def test_a_lazy_umount_without_users_ends_at_once(
     bench: MountBench, images: ImageMaker, kind: str
 ) -> None:
     mounted(bench, images, kind)
-    assert json.loads(bench.succeed("umount", "--lazy", "--json", bench.mountpoint))["ended"]
-    assert bench.leftovers() == []
+    bench.succeed("umount", "--lazy", bench.mountpoint)
+    bench.assert_clean()
 
 
 def test_a_plain_umount_leaves_nothing_behind(
@@ -165,7 +165,7 @@ def list_and_umount(bench: MountBench, record: dict[str, Any], state: str) -> No
 def test_a_killed_server(bench: MountBench, images: ImageMaker, kind: str) -> None:
     record = mounted(bench, images, kind)
     os.kill(record["pid"], signal.SIGKILL)
-    poll_until(lambda: not Path(f"/proc/{record['pid']}").exists(), "end of the server")
+    poll_until(lambda: process_state(record["pid"]) in ("", "Z"), "end of the server")
     list_and_umount(bench, record, "dead")
 
 
@@ -178,7 +178,7 @@ def test_a_stopped_server(bench: MountBench, images: ImageMaker, kind: str) -> N
 def test_a_stopped_server_with_readers_in_the_kernel(
     bench: MountBench, images: ImageMaker, kind: str
 ) -> None:
-    """They are stuck in reads that nobody answers; --lazy frees the mount point, umount the rest."""
+    """They are stuck in reads that nobody answers: they make it busy, and --lazy frees them."""
     record = mounted(bench, images, kind)
     os.kill(record["pid"], signal.SIGSTOP)
     with holder(
@@ -295,9 +295,7 @@ def test_a_foreground_mount_reports_the_death_of_its_server(
 def foreground(
     bench: MountBench, images: ImageMaker, *options: str
 ) -> Iterator[subprocess.Popen[str]]:
-    command = bench.command(
-        "mount", "--foreground", images.get("ext4"), bench.mountpoint, *options
-    )
+    command = bench.command("mount", "--foreground", images.get("ext4"), bench.mountpoint, *options)
     with subprocess.Popen(
         command,
         env=bench.environment,

@@ -256,7 +256,7 @@ def private_dev(*nodes: str) -> tuple[str, ...]:
     copies = " ".join(shlex.quote(f"/dev/{name}") for name in ("null", *nodes))
     script = (
         "d=$(mktemp -d) && mount -t tmpfs none $d && cp -a " + copies + " $d/ && "
-        "mount --move $d /dev && rmdir $d && exec \"$@\""
+        'mount --move $d /dev && rmdir $d && exec "$@"'
     )
     return ("unshare", "--mount", "sh", "-c", script, "sh")
 

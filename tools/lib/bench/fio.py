@@ -40,7 +40,7 @@ def run_fio(workload: Workload, loop: Path, seconds: float, seed: int) -> Readin
     engine = "psync" if workload.depth == 1 else "libaio"
     pattern = "read" if workload.sequential else "randread"
     command = [
-        "fio", "--name=bench", f"--filename={loop}", "--readonly", "--direct=1",
+        "fio", "--name=bench", "--thread", f"--filename={loop}", "--readonly", "--direct=1",
         f"--ioengine={engine}", f"--rw={pattern}", f"--bs={workload.block}",
         f"--iodepth={workload.depth}", "--norandommap", f"--randseed={seed}", "--time_based",
         f"--runtime={int(seconds * 1000)}ms", "--output-format=json",

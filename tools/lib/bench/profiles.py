@@ -37,7 +37,7 @@ def show_profiles(data: Data) -> None:
     """Print all of them."""
     for algorithm in ALGORITHMS:
         show_read_path(data, algorithm)
-    _show_fuse_server(data)
+    show_fuse_server(data)
 
 
 def show_read_path(data: Data, algorithm: str) -> None:
@@ -85,7 +85,8 @@ def _time_reads(device: Device, ranges: Sequence[tuple[int, int]]) -> float:
     return time.perf_counter() - started
 
 
-def _show_fuse_server(data: Data) -> None:
+def show_fuse_server(data: Data) -> None:
+    """Profiles of the server of (b) while fio reads."""
     with tempfile.TemporaryDirectory(prefix="hybrid-bench-") as name:
         for workload in WORKLOADS:
             file = Path(name) / workload.key

@@ -17,7 +17,7 @@ from hybrid.fuse import DISK_NAME
 from hybrid.fuse.loop import attach_loop
 
 HYBRID = [sys.executable, "-m", "hybrid"]
-_STOP_SECONDS = 10
+_STOP_SECONDS = 3
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -106,12 +106,19 @@ def memory_server(
                 sys.exit("bench: the in-memory server did not start")
             yield Path(directory) / DISK_NAME, process.pid
         finally:
-            subprocess.run(["fusermount3", "-u", "-z", directory], check=False)
-            try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _stop(process, directory)
+
+
+def _stop(process: subprocess.Popen[str], directory: str) -> None:
+    """Take the FUSE mount away, which ends the server; by force if it was only starting."""
+    unmount = ["fusermount3", "-q", "-u", "-z", directory]
+    subprocess.run(unmount, check=False)
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        subprocess.run(unmount, check=False)
 
 
 def start_image(config: Path, environment: Mapping[str, str]) -> tuple[Path, int]:
