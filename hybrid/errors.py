@@ -1,6 +1,6 @@
 """The exception tree of hybrid, and the exit code that each branch has.
 
-    HybridError             1   never raised itself
+    HybridError             1   never raised itself; also: whoever read our output went away
       UsageError            2   the command line makes no sense (click uses 2 as well)
       ConfigError           3   a configuration or credential file is wrong
       NotFoundError         4   no such image, tag, blob, file or mount

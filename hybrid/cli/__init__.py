@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import logging
+import os
 import sys
+from typing import NoReturn
 
 import click
 
 from hybrid import __version__
-from hybrid.errors import EXIT_BUG, EXIT_INTERRUPTED, HybridError
+from hybrid.cli.output import printable
+from hybrid.errors import EXIT_BUG, EXIT_INTERRUPTED, HybridError, StorageFullError
 
 # verb -> (module, one line of help). The help stands here so that `hybrid --help` imports no verb.
 VERBS = {
@@ -88,33 +93,57 @@ def cli(verbose: bool) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: every failure becomes one line on stderr and a documented exit code."""
+    _prepare_streams()
     arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         code = cli.main(arguments, prog_name="hybrid", standalone_mode=False)
+        sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
-        print(f"hybrid: {error.format_message()}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _die(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        print("hybrid: interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output went away, as in `hybrid list | head -1`.
-        sys.stderr.close()
-        sys.exit(EXIT_INTERRUPTED)
+        _die("interrupted", EXIT_INTERRUPTED)
     except HybridError as error:
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.exception("%s", error)
-        else:
-            print(f"hybrid: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _die(str(error), error.exit_code)
+    except OSError as error:
+        # All other files are handled where they are used.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - else Python's end fails once more
+            _die(f"cannot write to stdout: {error.strerror}", StorageFullError.exit_code)
+        _die(_bug(error), EXIT_BUG)
     except Exception as error:
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.exception("internal error")
-        else:
-            print(
-                f"hybrid: internal error: {type(error).__name__}: {error} "
-                "(please report it, with the output of the same command and -v)",
-                file=sys.stderr,
-            )
-        sys.exit(EXIT_BUG)
+        _die(_bug(error), EXIT_BUG)
+
+
+def _prepare_streams() -> None:
+    """Make stdin, stdout and stderr usable, whatever the caller left open.
+
+    A closed one would let the next file that is opened take its number, and its output.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _bug(error: Exception) -> str:
+    return (
+        f"internal error: {type(error).__name__}: {error} "
+        "(please report it, with the output of the same command and -v)"
+    )
+
+
+def _die(message: str, code: int) -> NoReturn:
+    """One line, and with -v the traceback of the exception that is being handled."""
+    line = "; ".join(printable(part) for part in message.splitlines() if part.strip())
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.exception("%s", line)
+    else:
+        print(f"hybrid: {line}", file=sys.stderr)
+    sys.exit(code)

@@ -1,4 +1,4 @@
-"""`hybrid inspect`: what an image is made of, from its manifest, the tails of its layers, its superblock."""
+"""`hybrid inspect`: what an image is made of, by its manifest and the ends of its layers."""
 
 from __future__ import annotations
 

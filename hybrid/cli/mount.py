@@ -48,12 +48,17 @@ def command(
     """
     if no_mount == (mountpoint is not None):
         raise UsageError("give a MOUNTPOINT, or --no-mount to expose the disk as a file only")
-    wanted = ImageRequest(image, load_global_config(config), platform, insecure)
+    settings = load_global_config(config)
+    wanted = ImageRequest(image, settings, platform, insecure)
 
     async def open_device() -> Device:
         return await open_image(wanted)
 
-    record = attach(MountRequest(image, open_device, mountpoint, mode, foreground))
+    record = attach(
+        MountRequest(
+            image, open_device, mountpoint, mode, foreground, settings.log_level, settings.log_path
+        )
+    )
     if as_json:
         print_json(describe_record(record, "ready"))
     else:

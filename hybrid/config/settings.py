@@ -34,13 +34,11 @@ LOG_ROWS = (
         "logConfig.logPath",
         Kind.STRING,
         "",
-        "Log file of all mounts. Empty: the two keys `logLevel` and `logPath` below count instead "
-        "of the whole object.",
+        "Log file that all mounts write to, besides one for each. Empty: the two keys `logLevel` "
+        "and `logPath` below count instead of the whole object.",
     ),
     Setting("logLevel", Kind.INTEGER, 1, "Older form of the level.", minimum=0, maximum=3),
-    Setting(
-        "logPath", Kind.STRING, "", "Older form of the path. Empty: one log file for each mount."
-    ),
+    Setting("logPath", Kind.STRING, "", "Older form of the path."),
     _unused("logConfig.logSizeMB", Kind.INTEGER, 10, "Size at which the log is rotated, MB."),
     _unused("logConfig.logRotateNum", Kind.INTEGER, 3, "Number of rotated logs that are kept."),
 )

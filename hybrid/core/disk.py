@@ -12,6 +12,9 @@ from hybrid.core.layer import Layer
 from hybrid.core.lsmt import ZEROS, Extent
 
 _ZERO_BYTES = bytes(1 << 20)
+_INLINE_EXTENTS = 128
+"""Extents of one request that are read without a checkpoint; each may expand a block of 64 KiB."""
+_PARALLEL_EXTENTS = 16
 
 
 class LayeredDevice(Device):
@@ -35,8 +38,11 @@ class LayeredDevice(Device):
         check_range(offset, length, self.size, self.name)
         if not length:
             return b""
+        extents = self.segments.extents(offset, length)
+        if len(extents) > _INLINE_EXTENTS:
+            return None
         parts: list[Buffer] = []
-        for source, where, size in self.segments.extents(offset, length):
+        for source, where, size in extents:
             if source == ZEROS:
                 parts.extend(_zeros(size))
             else:
@@ -51,20 +57,38 @@ class LayeredDevice(Device):
         if not length:
             return b""
         extents = self.segments.extents(offset, length)
-        if len(extents) == 1:
-            return b"".join(await self._parts(extents[0]))
-        parts: list[list[Buffer]] = [[] for _ in extents]
-
-        async def read(number: int) -> None:
-            parts[number] = await self._parts(extents[number])
-
-        try:
-            async with trio.open_nursery() as nursery:
-                for number in range(len(extents)):
-                    nursery.start_soon(read, number)
-        except BaseExceptionGroup as group:
-            raise first_error(group) from group
+        parts: list[list[Buffer]] = []
+        missing: list[int] = []
+        for number, extent in enumerate(extents):
+            if number % _INLINE_EXTENTS == _INLINE_EXTENTS - 1:
+                await trio.lowlevel.checkpoint()
+            found = self._parts_nowait(extent)
+            parts.append(found or [])
+            if found is None:
+                missing.append(number)
+        await self._fetch(extents, missing, parts)
         return b"".join(part for found in parts for part in found)
+
+    async def _fetch(
+        self, extents: list[Extent], missing: list[int], parts: list[list[Buffer]]
+    ) -> None:
+        """Fill in what was not at hand, a few extents at a time."""
+        waiting = iter(missing)
+
+        async def work() -> None:
+            for number in waiting:
+                source, offset, length = extents[number]
+                parts[number] = await self._files[source].parts(offset, length)
+
+        if len(missing) == 1:
+            await work()
+        elif missing:
+            try:
+                async with trio.open_nursery() as nursery:
+                    for _ in range(min(_PARALLEL_EXTENTS, len(missing))):
+                        nursery.start_soon(work)
+            except BaseExceptionGroup as group:
+                raise first_error(group) from group
 
     def stats(self) -> dict[str, int]:
         return {
@@ -77,12 +101,10 @@ class LayeredDevice(Device):
         for layer in self.layers:
             await layer.aclose()
 
-    async def _parts(self, extent: Extent) -> list[Buffer]:
+    def _parts_nowait(self, extent: Extent) -> list[Buffer] | None:
         if extent.source == ZEROS:
             return _zeros(extent.length)
-        file = self._files[extent.source]
-        found = file.parts_nowait(extent.offset, extent.length)
-        return await file.parts(extent.offset, extent.length) if found is None else found
+        return self._files[extent.source].parts_nowait(extent.offset, extent.length)
 
 
 def _zeros(length: int) -> list[Buffer]:
@@ -97,10 +119,16 @@ def _zeros(length: int) -> list[Buffer]:
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """One error of a group: the reads of one request mostly fail for one reason.
 
-    A cancellation goes first, since it must reach its scope.
+    A cancellation goes first, since it must reach its scope; then what is no ordinary error, such
+    as KeyboardInterrupt.
     """
     leaves: list[BaseException] = []
     for error in group.exceptions:
         leaves.append(first_error(error) if isinstance(error, BaseExceptionGroup) else error)
-    cancelled = [error for error in leaves if isinstance(error, trio.Cancelled)]
-    return (cancelled or leaves)[0]
+    return min(leaves, key=_urgency)
+
+
+def _urgency(error: BaseException) -> int:
+    if isinstance(error, trio.Cancelled):
+        return 0
+    return 2 if isinstance(error, Exception) else 1

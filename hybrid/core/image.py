@@ -92,10 +92,14 @@ class ImagePlan:
 class Image(LayeredDevice):
     """An open image. Closing it closes its layers and connections."""
 
-    def __init__(self, plan: ImagePlan, layers: list[Layer], stack: AsyncExitStack) -> None:
+    def __init__(self, plan: ImagePlan, layers: list[Layer]) -> None:
         super().__init__(layers, plan.name)
         self.plan = plan
         self.digest = plan.digest
+        self._stack = AsyncExitStack()
+
+    def closes(self, stack: AsyncExitStack) -> None:
+        """From now on, closing the image closes what is on this stack (sources, connections)."""
         self._stack = stack
 
     def stats(self) -> dict[str, int]:
@@ -124,7 +128,6 @@ class Image(LayeredDevice):
         }
 
     async def aclose(self) -> None:
-        await super().aclose()
         await self._stack.aclose()
 
 
@@ -136,7 +139,8 @@ async def open_image(request: ImageRequest) -> Image:
     async with AsyncExitStack() as stack:
         plan = await resolve_image(request, stack)
         layers = await _open_layers(plan, stack)
-        image = Image(plan, layers, stack.pop_all())
+        image = Image(plan, layers)
+        image.closes(stack.pop_all())
     return image
 
 

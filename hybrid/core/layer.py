@@ -143,16 +143,10 @@ class Layer:
 
 def _check_zfile_head(view: memoryview, source: Source, stream: ZFileStream, base: int) -> None:
     """The tar headers and the ZFile header must fit what the tail said."""
-    name, blocks = source.name, stream.blocks
-    payload_size = blocks.offsets[-1] + 4 * blocks.block_count + zfile.HEADER_SIZE
-    record = zfile.parse_header(view[base : base + zfile.HEADER_SIZE], name)
-    if (record.block_size, record.algorithm, record.verify) != (
-        blocks.block_size, blocks.algorithm, blocks.verify,
-    ):  # fmt: skip
-        raise FormatError(f"{name}: ZFile header and trailer disagree")
-    if record.overwritten and record.zfile_size != payload_size:
-        raise FormatError(f"{name}: ZFile header and trailer disagree on the size")
-    _check_wrapper(view, source, base, payload_size)
+    record = stream.blocks.record
+    header = zfile.parse_header(view[base : base + zfile.HEADER_SIZE], source.name)
+    zfile.check_same(header, record, source.name)
+    _check_wrapper(view, source, base, record.zfile_size)
 
 
 def _check_wrapper(view: memoryview, source: Source, base: int, payload_size: int) -> None:
@@ -284,43 +278,66 @@ async def _find_zfile(tail: _Tail) -> tuple[ZFileStream, int] | None:
     header that was overwritten at the end of writing has the same information.
     """
     window = bytes(tail.data[-(_MAX_PADDING + zfile.HEADER_SIZE) :])
+    error: HybridError | None = None
     at = window.rfind(zfile.MAGIC)
-    if (at >= 0 and len(window) < tail.size) or at > 0:
-        block = window[at : at + zfile.HEADER_SIZE]
-        try:
-            record = zfile.parse_trailer(block, tail.name)
-        except HybridError as error:
-            return await _find_by_header(tail, error)
-        if not window[at + zfile.HEADER_SIZE :].strip(b"\0"):
-            end = tail.size - len(window) + at + zfile.HEADER_SIZE
-            base = end - record.zfile_size
-            if base < 0 or base % TAR_BLOCK:
-                raise FormatError(
-                    f"{tail.name}: ZFile of {record.zfile_size} bytes cannot end at byte {end}"
+    while at >= 0:
+        end = at + zfile.HEADER_SIZE
+        # A magic that something follows, or at the very start, is data or a header by chance.
+        if not window[end:].strip(b"\0") and (at or len(window) < tail.size):
+            try:
+                record = zfile.parse_trailer(window[at:end], tail.name)
+                return await _read_blocks(
+                    tail, _base_of(tail, record, tail.size - len(window) + end), record
                 )
-            return await _read_blocks(tail, base, record), base
-    return await _find_by_header(tail, None)
+            except HybridError as failure:
+                error = error or failure
+        at = window.rfind(zfile.MAGIC, 0, at)
+    return await _find_by_header(tail, error)
+
+
+def _base_of(tail: _Tail, record: zfile.ZFileRecord, end: int) -> int:
+    """Where a ZFile that ends at ``end`` must begin: behind tar headers, if anything."""
+    base = end - record.zfile_size
+    if base % TAR_BLOCK or not 0 <= base <= HEAD_SIZE:
+        raise FormatError(
+            f"{tail.name}: ZFile of {record.zfile_size} bytes cannot end at byte {end}"
+        )
+    return base
 
 
 async def _find_by_header(tail: _Tail, error: HybridError | None) -> tuple[ZFileStream, int] | None:
+    """By the header at the head, and a trailer where the tar header says that the payload ends."""
+    if error and lsmt.is_lsmt(tail.data[-lsmt.BLOCK :]):
+        return None  # a plain layer with the ZFile magic somewhere in its last bytes
     base, size, head = await _payload(tail)
     if not zfile.is_zfile(head):
         if error:
             raise error
         return None
-    header = zfile.parse_header(head[: zfile.HEADER_SIZE], tail.name)
-    if not header.overwritten or header.index_offset + 4 * header.block_count > size:
-        raise error or FormatError(
-            f"{tail.name}: a ZFile begins at byte {base}, but its trailer is missing",
-            hint="the file is truncated",
-        )
-    return await _read_blocks(tail, base, header), base
+    record = zfile.parse_header(head[: zfile.HEADER_SIZE], tail.name)
+    if not record.overwritten or record.zfile_size - zfile.HEADER_SIZE > size:
+        if error:
+            raise error
+        block = await tail.pread(base + max(0, size - zfile.HEADER_SIZE), min(size, 512))
+        if not zfile.is_zfile(block) or size < 2 * zfile.HEADER_SIZE:
+            raise FormatError(
+                f"{tail.name}: a ZFile begins at byte {base}, but its trailer is missing",
+                hint="the file is truncated",
+            )
+        record = zfile.parse_trailer(block, tail.name)
+        if record.zfile_size != size:
+            raise FormatError(
+                f"{tail.name}: ZFile of {record.zfile_size} bytes in {size} bytes of payload"
+            )
+    return await _read_blocks(tail, base, record)
 
 
-async def _read_blocks(tail: _Tail, base: int, record: zfile.ZFileRecord) -> ZFileStream:
+async def _read_blocks(
+    tail: _Tail, base: int, record: zfile.ZFileRecord
+) -> tuple[ZFileStream, int]:
     raw = await tail.pread(base + record.index_offset, 4 * record.block_count)
     blocks = zfile.parse_index(raw, record, tail.name)
-    return ZFileStream(tail, base, blocks)
+    return ZFileStream(tail, base, blocks), base
 
 
 async def _find_plain(tail: _Tail) -> tuple[PlainStream, int]:

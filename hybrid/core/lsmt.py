@@ -26,9 +26,9 @@ import sys
 import uuid as uuids
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from operator import le
 from typing import NamedTuple
 
@@ -42,6 +42,9 @@ MAGIC = b"LSMT\x00\x01\x02\x00\x65\x7e\x63\xd2\x94\x44\x08\x4c\xa2\xd2\xc8\xec\x
 MAX_LAYERS = 255
 MAX_ENTRIES = 1_000_000
 """Entries of one sealed layer that readers accept (spec: lsmt 18)."""
+MAX_MERGED_ENTRIES = 8_000_000
+"""Entries of all layers of an image together. The reference takes 16 times as many; at 24 bytes
+and some microseconds each, that would be an attack rather than an image."""
 MAX_LENGTH = (1 << 14) - 1
 """Sectors of one entry."""
 NO_UUID = "00000000-0000-0000-0000-000000000000"
@@ -124,6 +127,8 @@ def parse_trailer(block: Buffer, name: str, file_size: int) -> LayerRecord:
         raise FormatError(
             f"{name}: LSMT trailer has flags {record.flags:#x}: the layer is not sealed"
         )
+    if record.virtual_size > _OFFSET_MASK * SECTOR:
+        raise FormatError(f"{name}: impossible virtual size {record.virtual_size}")
     if record.index_size > MAX_ENTRIES:
         raise FormatError(f"{name}: LSMT index of {record.index_size} entries is too large")
     end = record.index_offset + record.index_size * ENTRY_SIZE
@@ -249,22 +254,31 @@ def parse_index(raw: Buffer, record: LayerRecord, name: str) -> SegmentMap:
     words.frombytes(raw)
     if sys.byteorder == "big":
         words.byteswap()
-    pairs = [
-        (word0, word1)
-        for word0, word1 in zip(words[0::2], words[1::2], strict=True)
-        if word0 & _OFFSET_MASK != _OFFSET_MASK
-    ]
-    _check_locations(pairs, record.index_offset // SECTOR, name)
-    pairs = [pair for pair in pairs if pair[0] >> _OFFSET_BITS]
-    starts = [word0 & _OFFSET_MASK for word0, _ in pairs]
-    ends = [(word0 & _OFFSET_MASK) + (word0 >> _OFFSET_BITS) for word0, _ in pairs]
-    if not all(map(le, ends, islice(starts, 1, None))):
-        number = next(i for i, end in enumerate(ends[:-1]) if end > starts[i + 1])
+    word0, word1 = _select(words[0::2], words[1::2], lambda w: w & _OFFSET_MASK != _OFFSET_MASK)
+    _check_locations(word0, word1, record.index_offset // SECTOR, name)
+    word0, word1 = _select(word0, word1, lambda w: w >> _OFFSET_BITS)
+    found = SegmentMap()
+    found.starts.extend(w & _OFFSET_MASK for w in word0)
+    found.ends.extend((w & _OFFSET_MASK) + (w >> _OFFSET_BITS) for w in word0)
+    found.locations.extend(w & _LOCATION_MASK for w in word1)
+    if not all(map(le, found.ends, islice(found.starts, 1, None))):
+        pairs = zip(found.ends, islice(found.starts, 1, None), strict=False)
+        end, start = next((end, start) for end, start in pairs if end > start)
         raise FormatError(
-            f"{name}: LSMT index is not in order: an entry ends at sector {ends[number]}, the next "
-            f"begins at {starts[number + 1]}"
+            f"{name}: LSMT index is not in order: an entry ends at sector {end}, the next "
+            f"begins at {start}"
         )
-    return SegmentMap(starts, ends, [word1 & _LOCATION_MASK for _, word1 in pairs])
+    return found
+
+
+def _select(
+    word0: array[int], word1: array[int], wanted: Callable[[int], object]
+) -> tuple[array[int], array[int]]:
+    """The entries whose first word is wanted; mostly that is all of them."""
+    if all(map(wanted, word0)):
+        return word0, word1
+    selectors = [bool(wanted(word)) for word in word0]
+    return array("Q", compress(word0, selectors)), array("Q", compress(word1, selectors))
 
 
 def may_be_turbo(raw: Buffer, record: LayerRecord) -> bool:
@@ -277,10 +291,12 @@ def may_be_turbo(raw: Buffer, record: LayerRecord) -> bool:
     return unpadded and any(bytes(raw)[ENTRY_SIZE - 1 :: ENTRY_SIZE])
 
 
-def _check_locations(pairs: Sequence[tuple[int, int]], data_end: int, name: str) -> None:
+def _check_locations(
+    words0: Sequence[int], words1: Sequence[int], data_end: int, name: str
+) -> None:
     """Every entry must lie between the header and the index, in sectors of the file."""
     data_begin = BLOCK // SECTOR
-    for word0, word1 in pairs:
+    for word0, word1 in zip(words0, words1, strict=True):
         begin = word1 & _MOFFSET_MASK
         end = begin if word1 & _ZEROED else begin + (word0 >> _OFFSET_BITS)
         if begin < data_begin or end > data_end:
@@ -294,11 +310,16 @@ def _check_locations(pairs: Sequence[tuple[int, int]], data_end: int, name: str)
 def merge(layers: Sequence[SegmentMap], name: str = "image") -> SegmentMap:
     """Merge layers, bottom first, into one index; tags count from the top (spec: lsmt 6).
 
-    Raises UnsupportedError for more than 255 layers. Balanced, so that n segments in k layers cost
-    n log k; runs of segments that do not interleave are copied as slices.
+    Raises UnsupportedError for more than 255 layers, or 8 million segments. Balanced, so that n
+    segments in k layers cost n log k; runs that do not interleave are copied as slices.
     """
     if len(layers) > MAX_LAYERS:
         raise UnsupportedError(f"{name} has {len(layers)} layers; at most {MAX_LAYERS} can be used")
+    count = sum(map(len, layers))
+    if count > MAX_MERGED_ENTRIES:
+        raise UnsupportedError(
+            f"{name} has {count} segments in its layers; at most {MAX_MERGED_ENTRIES} can be used"
+        )
     stack = [layer.with_tag(tag) for tag, layer in enumerate(reversed(layers))]
     while len(stack) > 1:
         pairs = [_overlay(stack[i], stack[i + 1]) for i in range(0, len(stack) - 1, 2)]
@@ -370,8 +391,8 @@ class LayerWriter:
     def __init__(
         self, virtual_size: int, *, uuid: str = "", parent_uuid: str = "", user_tag: bytes = b""
     ) -> None:
-        if virtual_size % SECTOR:
-            raise ValueError(f"virtual size {virtual_size} is no multiple of {SECTOR}")
+        if virtual_size % SECTOR or not 0 <= virtual_size <= _OFFSET_MASK * SECTOR:
+            raise ValueError(f"impossible virtual size {virtual_size}")
         for text in (uuid, parent_uuid):
             if text and not is_uuid(text):
                 raise ValueError(f"not a uuid: {text!r}")
@@ -421,9 +442,9 @@ class LayerWriter:
     def _advance(self, sector: int, count: int) -> None:
         if sector < self._next_sector or count <= 0:
             raise ValueError(f"{count} sectors at {sector}: not above {self._next_sector}")
+        if (sector + count) * SECTOR > (self._virtual_size or _OFFSET_MASK * SECTOR):
+            raise ValueError(f"{count} sectors at {sector} are beyond the end of the disk")
         self._next_sector = sector + count
-        if self._next_sector > _OFFSET_MASK:
-            raise ValueError(f"sector {self._next_sector} is beyond what an entry can hold")
 
     def _append(self, sector: int, count: int, moffset: int, *, zeroed: bool) -> None:
         if self._entries:

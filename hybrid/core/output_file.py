@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,38 +19,62 @@ from hybrid.errors import (
     UsageError,
 )
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT)
+"""What open(O_TMPFILE) says where file system or kernel do not have it (man 2 open)."""
+
 
 @contextmanager
 def output_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file that appears at ``path`` only when the block ends without an error.
+    """A new regular file that appears at ``path`` only when the block ends without an error.
 
-    It is written beside ``path``, made durable and renamed, so that a failure or Ctrl-C leaves
-    what was there before. A device or pipe is written directly. Raises HybridError for a missing
-    directory, missing rights or a full disk.
+    It has no name before that where the file system allows it, so that even kill -9 leaves nothing
+    behind. What was at ``path`` before is replaced; a symbolic link is followed. Raises UsageError
+    for what is no regular file, and other HybridErrors for a missing directory, missing rights or
+    a full disk.
     """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{path} is not a regular file", hint="name a file to make or to replace")
+    # Beside the target, with a short name of its own: long names must not become too long.
+    temporary = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        if path.exists() and not path.is_file():
-            if path.is_dir():
-                raise UsageError(f"{path} is a directory")
-            with path.open("wb") as direct:
-                yield direct
-            return
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        descriptor, named = _open(target.parent, temporary)
         try:
-            with temporary.open("xb") as file:
+            with open(descriptor, "wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+                os.fsync(descriptor)
+                if not named:
+                    # The directory is not used, but makes Python call linkat(2).
+                    os.link(
+                        f"/proc/self/fd/{descriptor}", temporary, src_dir_fd=descriptor,
+                        follow_symlinks=True,
+                    )  # fmt: skip
+                    named = True
+            temporary.replace(target)
+            named = False
         finally:
-            temporary.unlink(missing_ok=True)
+            if named:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _translate(error, path) from error
 
 
+def _open(directory: Path, temporary: Path) -> tuple[int, bool]:
+    """A descriptor, and whether the file has the temporary name already."""
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666), False
+    except OSError as error:
+        if error.errno not in _NO_TMPFILE or not directory.is_dir():
+            raise
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+    return os.open(temporary, flags, 0o666), True
+
+
 def _translate(error: OSError, path: Path) -> HybridError:
-    text = f"cannot write {path}: {error.strerror}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    text = f"cannot write {path}: {error.strerror or error}"
+    if error.errno in FULL:
         return StorageFullError(text)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionNeededError(text)

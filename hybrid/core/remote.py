@@ -15,6 +15,10 @@ from hybrid.core.device import Source
 from hybrid.core.reference import RegistryReference, api_host
 from hybrid.core.registry import HostOptions, Registry
 from hybrid.core.registry_settings import CredentialSettings, RegistrySettings
+from hybrid.errors import UnsupportedError
+
+MAX_BLOB_BYTES = 1 << 40
+"""The cache keeps a byte for each 64 KiB in memory; a manifest may claim any size."""
 
 
 class RemoteBlobs:
@@ -29,8 +33,15 @@ class RemoteBlobs:
         self._scheme = scheme
 
     async def source(self, digest: str, size: int) -> Source:
-        """A blob to read at random. ``size`` 0 means unknown: the registry is asked."""
+        """A blob to read at random. ``size`` 0 means unknown: the registry is asked.
+
+        Raises UnsupportedError above MAX_BLOB_BYTES.
+        """
         size = size or await self.registry.blob_size(self._ref, digest, scheme=self._scheme)
+        if size > MAX_BLOB_BYTES:
+            raise UnsupportedError(
+                f"{self._ref.name}@{digest}: {size} bytes are too many for a layer"
+            )
         origin = self.registry.blob_source(self._ref, digest, size, scheme=self._scheme)
         return self._cache.open(origin, digest)
 

@@ -8,7 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hybrid.core.device import Buffer, Source, check_range
-from hybrid.errors import FormatError, HybridError, NotFoundError, PermissionNeededError
+from hybrid.errors import (
+    FormatError,
+    HybridError,
+    NotFoundError,
+    PermissionNeededError,
+    SystemSupportError,
+)
+
+_NO_SUCH = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class MemorySource(Source):
@@ -30,7 +38,8 @@ class MemorySource(Source):
 class FileSource(Source):
     """A local regular file, opened read-only. Its size is taken once, when it is opened.
 
-    Raises NotFoundError, PermissionNeededError, or FormatError (not a regular file).
+    Raises NotFoundError, PermissionNeededError, SystemSupportError (too many open files, ...), or
+    FormatError (not a regular file).
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -42,7 +51,8 @@ class FileSource(Source):
         except PermissionError as error:
             raise PermissionNeededError(f"cannot open {path}: permission denied") from error
         except OSError as error:
-            raise NotFoundError(f"cannot open {path}: {error.strerror}") from error
+            kind = NotFoundError if error.errno in _NO_SUCH else SystemSupportError
+            raise kind(f"cannot open {path}: {error.strerror}") from error
         status = os.fstat(self._fd)
         if not os.path.isfile(f"/proc/self/fd/{self._fd}"):
             os.close(self._fd)
@@ -53,9 +63,9 @@ class FileSource(Source):
         check_range(offset, length, self.size, self.name)
         try:
             data = os.pread(self._fd, length, offset)
+            return data if len(data) == length else self._read_rest(data, offset, length)
         except OSError as error:
             raise self._failure(offset, length, error) from error
-        return data if len(data) == length else self._read_rest(data, offset, length)
 
     async def pread(self, offset: int, length: int) -> Buffer:
         return self.pread_nowait(offset, length)

@@ -135,20 +135,19 @@ def _octal(field: bytes) -> int | None:
 def _pax_size(body: bytes, name: str) -> int | None:
     """The value of the ``size`` record of a PAX body, None if it has none."""
     found = None
-    while body.rstrip(b"\0"):
-        length_text, _, _ = body.partition(b" ")
-        if not length_text.isdigit() or len(length_text) > _MAX_PAX_DIGITS:
-            raise FormatError(f"{name}: damaged PAX header")
-        length = int(length_text)
-        record = body[len(length_text) + 1 : length]
-        if not len(length_text) + 1 < length <= len(body) or not record.endswith(b"\n"):
-            raise FormatError(f"{name}: damaged PAX header")
+    end = len(body.rstrip(b"\0"))
+    position = 0
+    while position < end:
+        digits, _, _ = body[position : position + _MAX_PAX_DIGITS].partition(b" ")
+        length = int(digits) if digits.isdigit() else 0
+        record = body[position + len(digits) + 1 : position + length]
         key, equals, value = record[:-1].partition(b"=")
-        if not key or not equals:
+        whole = len(digits) + 1 < length <= len(body) - position
+        if not whole or not key or not equals or not record.endswith(b"\n"):
             raise FormatError(f"{name}: damaged PAX header")
         if key == b"size":
             if not value.isdigit() or len(value) > _MAX_PAX_DIGITS:
                 raise FormatError(f"{name}: PAX size is no number")
             found = int(value)
-        body = body[length:]
+        position += length
     return found

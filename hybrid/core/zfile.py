@@ -41,6 +41,9 @@ HEADER_SIZE = 512
 MAGIC = b"ZFile\x00\x01\x00tuji.yyf@Alibaba"
 MAX_BLOCK_SIZE = 65536
 MIN_BLOCK_SIZE = 512
+MAX_BLOCKS = 1 << 26
+"""Blocks of one file: 256 GiB in the smallest usual blocks. The format's own limit is 10^9, which
+would be 12 GB of memory for an index that a damaged or hostile file only claims to have."""
 WRITABLE_BLOCK_SIZES = (4096, 8192, 16384, 32768, 65536)
 ALGORITHMS = {1: "lz4", 2: "zstd"}
 CHECKSUM_SIZE = 4
@@ -155,6 +158,8 @@ def _parse_record(block: Buffer, name: str, what: str) -> ZFileRecord:
         raise UnsupportedError(f"{name}: unknown ZFile compression algorithm {algorithm}")
     if use_dict == 1 and dict_size:
         raise UnsupportedError(f"{name}: ZFile with a dictionary of {dict_size} bytes")
+    if flags & FLAG_DIGEST and verify > 1:
+        raise FormatError(f"{name}: ZFile {what} has {verify} in place of a yes or no")
     if block_size & (block_size - 1) or not MIN_BLOCK_SIZE <= block_size <= MAX_BLOCK_SIZE:
         raise FormatError(f"{name}: impossible ZFile block size {block_size}")
     return ZFileRecord(
@@ -170,6 +175,8 @@ def _check_numbers(record: ZFileRecord, name: str) -> None:
             f"{name}: ZFile of {record.original_size} bytes needs {blocks} blocks of "
             f"{record.block_size}, but its index has {record.block_count}"
         )
+    if blocks > MAX_BLOCKS:
+        raise FormatError(f"{name}: ZFile of {blocks} blocks; at most {MAX_BLOCKS} can be used")
     if record.index_offset < HEADER_SIZE:
         raise FormatError(f"{name}: ZFile index begins at {record.index_offset}, in the header")
 
@@ -177,10 +184,20 @@ def _check_numbers(record: ZFileRecord, name: str) -> None:
 class BlockMap:
     """Where each block of a ZFile lies, and how to expand a run of them."""
 
-    __slots__ = ("_decompress", "algorithm", "block_size", "name", "offsets", "size", "verify")
+    __slots__ = (
+        "_decompress",
+        "algorithm",
+        "block_size",
+        "name",
+        "offsets",
+        "record",
+        "size",
+        "verify",
+    )
 
     def __init__(self, record: ZFileRecord, offsets: array[int], name: str) -> None:
         self.name = name
+        self.record = record
         self.size = record.original_size
         """Bytes of the expanded stream."""
         self.block_size = record.block_size

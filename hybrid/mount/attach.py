@@ -41,6 +41,9 @@ class MountRequest:
     mode: str = "auto"
     foreground: bool = False
     """Log to stderr as well; the caller then supervises, see ``hybrid.mount.foreground``."""
+    log_level: int = logging.INFO
+    common_log: Path | None = None
+    """A log file that all servers write to, besides the one of the mount."""
 
 
 def attach(request: MountRequest) -> MountRecord:
@@ -98,7 +101,13 @@ class _Attachment:
         # A signal between two of these steps would lose track of a directory or a process.
         with _signals_blocked():
             self._record = create_record(self._request.image, mode, reason)
-            job = ServerJob(self._record, self._request.open_device, self._mountpoint is not None)
+            job = ServerJob(
+                self._record,
+                self._request.open_device,
+                self._mountpoint is not None,
+                self._request.log_level,
+                self._request.common_log,
+            )
             server, self._channel = fork_server(job, foreground=self._request.foreground)
             record = self._note(
                 pid=server.pid,

@@ -18,7 +18,6 @@ import trio
 from hybrid.errors import EXIT_BUG
 from hybrid.mount.processes import ProcessIdentity, identify
 from hybrid.mount.server import MountServer, ServerJob
-from hybrid.mount.state import MountRecord
 
 _OPEN_FILES = 8192
 _LOG_BYTES = 1024 * 1024
@@ -48,7 +47,7 @@ def _run_child(job: ServerJob, channel: socket.socket, log_fd: int, foreground: 
     try:
         terminal = os.dup(2) if foreground else -1
         _become_daemon(log_fd, keep={channel.fileno(), terminal})
-        _log_to_file(job.record, terminal)
+        _log_to_file(job, terminal)
         trio.run(_serve, job, channel)
         code = 0
     except BaseException as error:
@@ -98,23 +97,30 @@ def _raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _log_to_file(record: MountRecord, terminal: int) -> None:
+def _log_to_file(job: ServerJob, terminal: int) -> None:
     """The log is capped: a reader that meets errors for days must not fill /run."""
     sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     formatter = logging.Formatter(_LOG_FORMAT)
     handlers: list[logging.Handler] = [
-        logging.handlers.RotatingFileHandler(record.log, maxBytes=_LOG_BYTES, backupCount=1)
+        logging.handlers.RotatingFileHandler(job.record.log, maxBytes=_LOG_BYTES, backupCount=1)
     ]
+    if job.common_log is not None:
+        # Without it the mount is as good: the trouble is told in the mount's own log.
+        try:
+            handlers.append(logging.handlers.WatchedFileHandler(job.common_log))
+        except OSError as error:
+            print(f"cannot write the log {job.common_log}: {error.strerror}", file=sys.stderr)
     if terminal >= 0:
         handlers.append(_TerminalHandler(open(terminal, "w", buffering=1)))  # noqa: SIM115
     for handler in handlers:
         handler.setFormatter(formatter)
+    # People who ask for more with -v get it, whatever the configuration says.
     verbose = logging.getLogger("hybrid").isEnabledFor(logging.DEBUG)
     for name in ("hybrid", "pyfuse3", "py.warnings"):
         named = logging.getLogger(name)
         named.handlers[:] = handlers
         named.propagate = False
-        named.setLevel(logging.DEBUG if verbose and name == "hybrid" else logging.INFO)
+        named.setLevel(logging.DEBUG if verbose and name == "hybrid" else job.log_level)
     logging.captureWarnings(True)
 
 

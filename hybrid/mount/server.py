@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -47,6 +48,9 @@ class ServerJob:
     """Called once, in the server, inside its trio run."""
     will_be_mounted: bool
     """Whether the parent mounts the disk (or only exposes the file)."""
+    log_level: int = logging.INFO
+    common_log: Path | None = None
+    """A log file that this server writes to besides its own."""
 
 
 class MountServer:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from support import golden, golden_image
+from support.builders import build_lsmt
 
 from hybrid.errors import (
     ConfigError,
     FormatError,
     NotFoundError,
+    StorageFullError,
     UnsupportedError,
     UsageError,
 )
@@ -155,8 +157,79 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
 
 
 def test_full_disk_is_one_line() -> None:
-    line = fail(13, "zfile", "unpack", path("zfile/text1m.lz4-4k.zfile"), "-o", "/dev/full")
-    assert "No space left" in line
+    with open("/dev/full", "wb") as full:
+        for arguments in (["unpack"], ["info"]):
+            command = [sys.executable, "-m", "hybrid", "zfile", *arguments]
+            done = subprocess.run(
+                [*command, str(path("zfile/text1m.lz4-4k.zfile"))],
+                stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+            )  # fmt: skip
+            assert done.returncode == StorageFullError.exit_code
+            assert done.stderr == "hybrid: cannot write to stdout: No space left on device\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], check=True)
+    try:
+        line = fail(
+            StorageFullError.exit_code, "zfile", "unpack", path("zfile/text1m.lz4-4k.zfile"),
+            "-o", disk / "out",
+        )  # fmt: skip
+        assert "No space left" in line
+        assert os.listdir(disk) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_output_is_a_regular_file(tmp_path: Path) -> None:
+    source = path("zfile/text1m.lz4-4k.zfile")
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for target in (fifo, tmp_path, Path("/dev/null")):
+        assert "not a regular file" in fail(
+            UsageError.exit_code, "zfile", "unpack", source, "-o", target
+        )
+    real, link = tmp_path / "real", tmp_path / "link"
+    link.symlink_to(real)
+    succeed("zfile", "unpack", source, "-o", link)
+    assert link.is_symlink()
+    assert real.stat().st_size == 1 << 20
+
+
+def test_closed_streams() -> None:
+    command = f"{sys.executable} -m hybrid zfile info {path('zfile/b1.lz4-4k.zfile')}"
+    for redirect in ("2>&-", "<&-", "<&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f"{command} {redirect}"], capture_output=True, text=True)
+        assert done.returncode == 0, redirect
+        assert "original size" in done.stdout
+    done = subprocess.run(["sh", "-c", f"{command} | head -n 1"], capture_output=True, text=True)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
+def test_foreign_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    tag = b"\x1b]0;owned\x07\nlayer 1: fake"
+    layer = tmp_path / "layer"
+    layer.write_bytes(build_lsmt([], 1 << 20, user_tag=tag))
+    text = succeed("layer", "info", layer)
+    assert "\x1b" not in text
+    assert "\nlayer 1: fake" not in text
+    assert r"\x1b]0;owned\x07\nlayer 1: fake" in text
+
+
+def test_verify_of_a_file_full_of_damage(tmp_path: Path) -> None:
+    data = bytearray(path("zfile/text1m.lz4-4k.zfile").read_bytes())
+    for position in range(1000, len(data) - 10_000, 500):
+        data[position] ^= 1
+    file = tmp_path / "damaged"
+    file.write_bytes(data)
+    done = run("zfile", "verify", "--json", file)
+    assert done.returncode == FormatError.exit_code
+    found = json.loads(done.stdout)
+    assert found["blocks"] == 256
+    assert 100 < found["damaged_blocks"] == len(found["damaged"]) <= 256
 
 
 def test_verbose_shows_the_traceback(tmp_path: Path) -> None:

@@ -689,7 +689,7 @@ def test_long_writes_are_cut_as_the_reference_cuts_them() -> None:
 
 
 def test_long_zeros_are_cut() -> None:
-    writer = LayerWriter(VSIZE)
+    writer = LayerWriter(1 << 25)
     out = writer.header() + writer.add_zeros(5, 40000) + writer.finish()
     entries = parse_lsmt(out).entries
     assert sum(entry.length for entry in entries) == 40000
@@ -716,8 +716,9 @@ def test_writer_refuses_values_that_do_not_fit(options: dict[str, Any]) -> None:
 
 
 def test_writer_refuses_misuse() -> None:
-    with pytest.raises(ValueError, match="512"):
-        LayerWriter(1000)
+    for size in (1000, -512, 1 << 63):
+        with pytest.raises(ValueError, match="virtual size"):
+            LayerWriter(size)
     writer = LayerWriter(VSIZE)
     with pytest.raises(ValueError, match="sectors"):
         writer.add(0, bytes(100))
@@ -731,10 +732,12 @@ def test_writer_refuses_misuse() -> None:
         writer.add_zeros(10, 1)
     with pytest.raises(ValueError, match="sector"):
         writer.add_zeros(2**50 - 2, 2)
+    with pytest.raises(ValueError, match="beyond the end"):
+        writer.add(VSIZE // SECTOR, bytes(SECTOR))
 
 
 def test_writer_refuses_more_entries_than_readers_accept() -> None:
-    writer = LayerWriter(VSIZE)
+    writer = LayerWriter(1 << 40)
     sector = bytes(SECTOR)
     for number in range(1_000_000 // 256 * 256 + 1):
         writer.add(2 * number, sector)

@@ -155,6 +155,19 @@ def test_a_killed_server_loses_no_fetched_block(bench: ImageBench, registry: Rea
     bench.succeed("umount", bench.mountpoint)
 
 
+def test_the_common_log(bench: ImageBench) -> None:
+    log = bench.directory / "all.log"
+    bench.configure(logConfig={"logPath": str(log), "logLevel": 0})
+    bench.succeed("mount", golden.tree() / "img/L0.config.json", bench.mountpoint)
+    bench.succeed("umount", bench.mountpoint)
+    assert "the FUSE mount is gone" in log.read_text()
+    bench.configure(logConfig={"logPath": str(log), "logLevel": 3})
+    log.unlink()
+    bench.succeed("mount", golden.tree() / "img/L0.config.json", bench.mountpoint)
+    bench.succeed("umount", bench.mountpoint)
+    assert log.read_text() == ""
+
+
 def damage_cache(bench: ImageBench) -> None:
     """Overwrite the middle of every cached blob."""
     blobs = list((bench.directory / "cache").rglob("*.blob"))

@@ -1,7 +1,7 @@
 """Where the time goes: the read path of an image without FUSE, then the FUSE server under fio.
 
 cProfile makes every call of Python dearer, so the shares in its tables lean towards small
-functions. The rates printed above each table are taken without it.
+functions. The rates of the read path are taken without it.
 """
 
 from __future__ import annotations
