@@ -120,7 +120,9 @@ def _log_to_file(job: ServerJob, terminal: int) -> None:
         named = logging.getLogger(name)
         named.handlers[:] = handlers
         named.propagate = False
-        named.setLevel(logging.DEBUG if verbose and name == "hybrid" else job.log_level)
+        level = logging.DEBUG if verbose else job.log_level
+        # The FUSE library would tell of each request.
+        named.setLevel(level if name == "hybrid" else max(level, logging.INFO))
     logging.captureWarnings(True)
 
 

@@ -114,6 +114,7 @@ class MountServer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(control.serve, listener, handlers)
             nursery.start_soon(self._announce, ready)
+            logger.info("serving %s, %d bytes", self._job.record.image, ready.size)
             await run_session()
             logger.info("the FUSE mount is gone")
             nursery.cancel_scope.cancel()
