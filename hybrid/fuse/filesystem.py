@@ -21,7 +21,6 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pyfuse3
 from pyfuse3 import (
@@ -39,7 +38,7 @@ from pyfuse3 import (
 )
 
 from hybrid.core.device import Buffer, Device
-from hybrid.errors import HybridError, SystemSupportError
+from hybrid.errors import HybridError
 from hybrid.fuse import DISK_NAME
 
 LOGICAL_BLOCK = 512
@@ -163,31 +162,3 @@ class DiskFilesystem(pyfuse3.Operations):
         entry.st_blocks = entry.st_size // 512
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._started_ns
         return entry
-
-
-def open_session(filesystem: DiskFilesystem, directory: Path, label: str) -> None:
-    """Make the FUSE mount on ``directory``. One session per process: a limit of pyfuse3.
-
-    ``label`` becomes the source that mount tables show.
-    """
-    options = set(pyfuse3.default_options) | {"ro", f"fsname={label}", "subtype=hybrid"}
-    try:
-        pyfuse3.init(filesystem, str(directory), options)
-    except RuntimeError as error:
-        raise SystemSupportError(
-            f"cannot make the FUSE mount {directory}: {error}",
-            hint="run `hybrid -v mount` again, and look whether /dev/fuse can be opened",
-        ) from error
-
-
-def close_session() -> None:
-    """End the session. A FUSE mount that still stands is taken away (detached).
-
-    libfuse closes its kernel channel first, so that this cannot wait for our own answer.
-    """
-    pyfuse3.close(unmount=True)
-
-
-async def run_session() -> None:
-    """Answer the kernel until the FUSE mount is gone, or until cancelled."""
-    await pyfuse3.main()

@@ -25,7 +25,8 @@ import trio
 
 from hybrid.core.device import Device
 from hybrid.errors import HybridError
-from hybrid.fuse.filesystem import DiskFilesystem, close_session, open_session, run_session
+from hybrid.fuse.filesystem import DiskFilesystem
+from hybrid.fuse.session import close_session, open_session, run_session
 from hybrid.mount import control
 from hybrid.mount.channel import ATTACHED, Ready, encode_error, encode_ready
 from hybrid.mount.filesystems import HEAD_BYTES, detect

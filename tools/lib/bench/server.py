@@ -16,7 +16,8 @@ from pathlib import Path
 import trio
 
 from hybrid.core.device import Buffer, Device, check_range
-from hybrid.fuse.filesystem import DiskFilesystem, close_session, open_session, run_session
+from hybrid.fuse.filesystem import DiskFilesystem
+from hybrid.fuse.session import close_session, open_session, run_session
 
 
 class MemoryDevice(Device):
