@@ -16,8 +16,9 @@ from hybrid.config import load_global_config
 from hybrid.core.device import SECTOR
 from hybrid.core.disk import LayeredDevice
 from hybrid.core.image import ImageRequest, open_image
-from hybrid.core.layer import Layer, open_layer
+from hybrid.core.layer import Layer
 from hybrid.core.lsmt import ZEROS
+from hybrid.core.opening import open_layer
 from hybrid.core.output_file import output_file
 from hybrid.core.source import FileSource
 from hybrid.errors import UsageError

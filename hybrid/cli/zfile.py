@@ -11,7 +11,7 @@ import click
 import trio
 
 from hybrid.cli.output import print_json, print_pairs
-from hybrid.core.layer import open_stream
+from hybrid.core.opening import open_stream
 from hybrid.core.output_file import output_file
 from hybrid.core.source import FileSource
 from hybrid.core.stream import ZFileStream

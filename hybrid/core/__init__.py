@@ -12,8 +12,9 @@ Behind registry    fetch, auth, challenge, redirect, retry, byte_range, transpor
                    http_errors, connection_errors, registry_settings;
                    credentials, credential_service
 Behind cache       cacheblob, cachefile
-From blob to disk  stream      plain or expanded      layer       blob -> layer
-                   disk        layers -> Device       image       image name -> Device
+From blob to disk  stream      plain or expanded      opening     blob -> layer, by its tail
+                   layer       an open layer          disk        layers -> Device
                    remote      registry and cache, set up by the configuration
+                   image       image name -> Device
 Results            output_file a file that appears whole or not at all
 """

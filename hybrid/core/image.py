@@ -20,7 +20,7 @@ from hybrid.config import (
 )
 from hybrid.core.device import Source
 from hybrid.core.disk import LayeredDevice, first_error
-from hybrid.core.layer import Layer, open_layer
+from hybrid.core.layer import Layer
 from hybrid.core.layout import OciLayout
 from hybrid.core.manifest import (
     Manifest,
@@ -29,6 +29,7 @@ from hybrid.core.manifest import (
     parse_document,
     select_platform,
 )
+from hybrid.core.opening import open_layer
 from hybrid.core.platforms import Platform, host_platform, parse_platform
 from hybrid.core.recognize import RECOGNIZE_BYTES, unannotated_image
 from hybrid.core.reference import (

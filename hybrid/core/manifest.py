@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hybrid.core.json_fields import Fields, parse_json_object
+from hybrid.core.lsmt import MAX_LAYERS
 from hybrid.core.platforms import Platform, acceptable, normalize
 from hybrid.core.reference import ManifestBlob, is_digest
 from hybrid.errors import FormatError, NotFoundError, UnsupportedError
 
 MAX_DOCUMENT_BYTES = 4 << 20
 """Longest manifest or index (OCI distribution: registries should accept at least this)."""
-MAX_LAYERS = 255
-"""Layers with data that one disk can have (spec: lsmt, limits)."""
 
 INDEX_TYPES = (
     "application/vnd.oci.image.index.v1+json",

@@ -34,6 +34,7 @@ from hybrid.core.credentials import Credentials
 from hybrid.core.device import Source, check_range
 from hybrid.core.fetch import Fetcher
 from hybrid.core.http_errors import status_error
+from hybrid.core.manifest import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT_BYTES
 from hybrid.core.reference import ManifestBlob, RegistryReference, is_digest
 from hybrid.core.registry_settings import HostOptions, RegistrySettings
 from hybrid.core.retry import RetryPolicy, TransientError, with_retries
@@ -44,14 +45,6 @@ __all__ = ["BlobSource", "HostOptions", "Registry", "RegistrySettings"]
 
 T = TypeVar("T")
 E = TypeVar("E", bound=HybridError)
-
-MAX_MANIFEST_BYTES = 4 << 20
-MANIFEST_TYPES = (
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-)
 
 
 class Registry:
@@ -109,7 +102,7 @@ class Registry:
         what = f"image {ref.name}{'@' if is_digest(wanted) else ':'}{wanted}"
 
         async def consume(response: httpx.Response) -> ManifestBlob:
-            data = await self._whole_body(response, MAX_MANIFEST_BYTES, what)
+            data = await self._whole_body(response, MAX_DOCUMENT_BYTES, what)
             stated = response.headers.get("docker-content-digest", "")
             expected = wanted if is_digest(wanted) else stated if is_digest(stated) else None
             digest = checked_digest(data, expected, what)
@@ -117,7 +110,7 @@ class Registry:
             return ManifestBlob(data, kind, digest)
 
         path = f"/v2/{ref.repository}/manifests/{wanted}"
-        headers = {"Accept": ", ".join(MANIFEST_TYPES)}
+        headers = {"Accept": ", ".join(INDEX_TYPES + MANIFEST_TYPES)}
         return await self._retried(
             what,
             lambda: self._fetcher.get(ref, path, headers, scheme, consume),

@@ -18,7 +18,7 @@ from support.golden_disk import check_disk, disk_of, open_disk, pieces, read, so
 from hybrid.config import GlobalConfig, load_global_config
 from hybrid.core.disk import LayeredDevice
 from hybrid.core.image import ImageRequest, open_image
-from hybrid.core.layer import open_layer, open_stream
+from hybrid.core.opening import open_layer, open_stream
 from hybrid.errors import FormatError, HybridError, UnsupportedError
 
 

@@ -14,8 +14,8 @@ from support.golden_disk import disk_of
 
 from hybrid.core import lsmt, zfile
 from hybrid.core.disk import LayeredDevice, first_error
-from hybrid.core.layer import open_layer
 from hybrid.core.lsmt import SegmentMap
+from hybrid.core.opening import open_layer
 from hybrid.core.source import FaultySource, MemorySource
 from hybrid.core.tarball import parse_tar
 from hybrid.core.zfile import ZFileWriter

@@ -31,7 +31,8 @@ from support.builders import (
 from support.golden_disk import disk_of, open_disk, read
 
 from hybrid.core.device import Source
-from hybrid.core.layer import Layer, open_layer, open_stream
+from hybrid.core.layer import Layer
+from hybrid.core.opening import open_layer, open_stream
 from hybrid.core.source import FaultySource, FileSource, MemorySource
 from hybrid.errors import FormatError, HybridError, NetworkError, UnsupportedError
 

@@ -25,7 +25,7 @@ from support.build_zfile import (
 from support.builders import build_tar, build_zfile, crc32c_raw, parse_zfile
 
 from hybrid.core import zfile
-from hybrid.core.layer import open_stream
+from hybrid.core.opening import open_stream
 from hybrid.core.source import FaultySource, MemorySource
 from hybrid.core.zfile import BlockMap, DamagedBlockError, ZFileWriter
 from hybrid.errors import FormatError, HybridError, UnsupportedError

@@ -11,7 +11,7 @@ from support.golden import CHUNK, Expected
 from hybrid.core import lsmt
 from hybrid.core.device import Source
 from hybrid.core.disk import LayeredDevice
-from hybrid.core.layer import open_layer
+from hybrid.core.opening import open_layer
 from hybrid.core.source import FileSource, MemorySource
 
 Blob = bytes | Path | Source

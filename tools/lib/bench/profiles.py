@@ -23,7 +23,7 @@ from bench.fio import WORKLOADS, run_fio
 from bench.targets import memory_server
 from hybrid.core.device import Device
 from hybrid.core.disk import LayeredDevice
-from hybrid.core.layer import open_layer
+from hybrid.core.opening import open_layer
 from hybrid.core.source import FileSource
 from hybrid.fuse.loop import attach_loop
 
