@@ -43,12 +43,15 @@ def tree() -> Path:
     return unpacked(ARCHIVE, ARCHIVE_SHA256)
 
 
-def base64g() -> Path | None:
-    """The unpacked 64 GiB image over the stock base layer; None where its archive is absent."""
+def base64g_archive() -> Path:
+    """Where the archive with the 64 GiB image is expected; it may be absent."""
     default = Path(__file__).parents[2].parent / "shared" / "golden" / "base64g.tar.zst"
-    archive = Path(os.environ.get(BASE64G_VARIABLE, default))
-    if not archive.is_file():
-        return None
+    return Path(os.environ.get(BASE64G_VARIABLE, default))
+
+
+def base64g() -> Path:
+    """The unpacked 64 GiB image over the stock base layer."""
+    archive = base64g_archive()
     return unpacked(archive, hashlib.sha256(archive.read_bytes()).hexdigest())
 
 
