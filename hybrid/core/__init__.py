@@ -11,7 +11,7 @@ Sources            source      file, memory, faults   cache       persistent, sh
 Behind registry    fetch, auth, challenge, redirect, retry, byte_range, transport, tls,
                    http_errors, connection_errors, registry_settings;
                    credentials, credential_service
-Behind cache       cacheblob, cachefile
+Behind cache       cacheblob, cachefile, cacheformat (PURE)
 From blob to disk  stream      plain or expanded      opening     blob -> layer, by its tail
                    layer       an open layer          disk        layers -> Device
                    remote      registry and cache, set up by the configuration

@@ -2,8 +2,11 @@
 
     BlobCache      a directory of blobs, shared by processes; keeps it below its limit
       CachedSource   what ``open`` returns: one per opened layer, with its own origin and counters
-        SharedBlob     what the CachedSources of one digest share (hybrid.core.cacheblob)
-          CacheFile      the file and its locks (hybrid.core.cachefile)
+        SharedBlob     what the CachedSources of one blob share (hybrid.core.cacheblob)
+          CacheFile      the file and its locks (hybrid.core.cachefile, cacheformat)
+
+Bytes that are read piece by piece are never compared with the blob's digest. So which blobs are
+the same is not for the digest alone to say: see CacheKey in hybrid.core.cacheformat.
 
 A chunk (64 KiB) is local or not. A read that finds all of its chunks local is answered from disk at
 once. Any other fetches what is missing, in as few requests as the gaps allow; where it goes on
@@ -34,26 +37,17 @@ small blocks do not ask the origin for the same chunk each time.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from hybrid.core.cacheblob import Flight, SharedBlob
-from hybrid.core.cachefile import (
-    CHUNK_SHIFT,
-    CHUNK_SIZE,
-    CacheFile,
-    chunk_span,
-    remove_unused,
-)
+from hybrid.core.cachefile import CacheFile, check_private, remove_unused
+from hybrid.core.cacheformat import CHUNK_SHIFT, CHUNK_SIZE, CacheKey, chunk_span, is_cache_file
 from hybrid.core.device import Buffer, Source, check_range
 from hybrid.errors import ConfigError, FormatError
 
 logger = logging.getLogger("hybrid.cache")
-
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
-_BLOB_FILE = re.compile(r"(sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})\.blob")
 
 _GROWTH_BYTES = 64 << 20
 """The directory is looked through again when this process has stored so many bytes."""
@@ -88,23 +82,25 @@ class BlobCache:
         self.limit_bytes = limit_bytes
         self._refill_chunks = refill_size >> CHUNK_SHIFT
         self._lock_wait_seconds = lock_wait_seconds
-        self._blobs: dict[tuple[str, int], SharedBlob] = {}
+        self._blobs: dict[CacheKey, SharedBlob] = {}
         self._warned: set[str] = set()
         self._growth_step = max(CHUNK_SIZE, min(_GROWTH_BYTES, limit_bytes // 8))
         self._grown = 0
         self._full = False
         self._full_until = 0.0
 
-    def open(self, origin: Source, digest: str) -> CachedSource:
+    def open(self, origin: Source, digest: str, vouched_by: str) -> CachedSource:
         """Put the cache around ``origin``, whose bytes have this digest. Closing it closes both.
+
+        ``vouched_by`` says on whose word they have: what came on another word is not used for it.
 
         Never fails: without a usable file, or with a digest other than sha256 and sha512, the
         bytes come from the origin only.
         """
-        key = digest, origin.size
+        key = CacheKey(vouched_by, digest, origin.size)
         blob = self._blobs.get(key)
         if blob is None:
-            file = self._open_file(digest, origin.size)
+            file = self._open_file(key)
             blob = self._blobs[key] = SharedBlob(
                 origin.size,
                 file,
@@ -168,16 +164,16 @@ class BlobCache:
             self._warned.add(kind)
             logger.warning("%s", message)
 
-    def _forget(self, key: tuple[str, int]) -> None:
+    def _forget(self, key: CacheKey) -> None:
         del self._blobs[key]
 
-    def _open_file(self, digest: str, size: int) -> CacheFile | None:
-        if not _DIGEST.fullmatch(digest):
-            self._warn("digest", f"a blob with the digest {digest} cannot be cached")
+    def _open_file(self, key: CacheKey) -> CacheFile | None:
+        if not key.cacheable:
+            self._warn("digest", f"a blob with the digest {key.digest} cannot be cached")
             return None
-        path = self.directory / f"{digest.replace(':', '-')}.blob"
+        path = self.directory / key.file_name
         try:
-            file = CacheFile.open(path, size)
+            file = CacheFile.open(path, key)
         except OSError as error:
             self._warn_storage(path, error)
             return None
@@ -186,8 +182,10 @@ class BlobCache:
         return file
 
     def _warn_storage(self, path: Path, error: OSError) -> None:
+        where = error.filename or path
         self._warn(
-            "store", f"cannot store in the cache: {path}: {error.strerror}; reading goes on without"
+            "store",
+            f"cannot store in the cache: {where}: {error.strerror}; reading goes on without",
         )
 
     def _store(self, file: CacheFile, first: int, data: Buffer) -> bool:
@@ -204,7 +202,8 @@ class BlobCache:
     def _list_files(self) -> Iterator[tuple[int, int, Path]]:
         """Last use (nanoseconds), bytes on disk, path. Only files that are blobs of a cache."""
         try:
-            paths = [path for path in self.directory.iterdir() if _BLOB_FILE.fullmatch(path.name)]
+            check_private(self.directory)
+            paths = [path for path in self.directory.iterdir() if is_cache_file(path.name)]
         except OSError:
             return  # No directory, or not ours: nothing to remove.
         for path in paths:

@@ -1,4 +1,4 @@
-"""What the CachedSources of one digest share in a process: the file, and the fetches under way.
+"""What the CachedSources of one blob share in a process: the file, and the fetches under way.
 
 The protocol of flights and locks is written down in ``hybrid.core.cache``.
 """
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from hybrid.core.cachefile import CacheFile, chunk_count
+from hybrid.core.cachefile import CacheFile
+from hybrid.core.cacheformat import chunk_count
 from hybrid.core.device import Buffer, Source
 
 logger = logging.getLogger("hybrid.cache")

@@ -1,7 +1,6 @@
-"""The file of one cached blob: its format, its locks, and nothing that waits for the network.
+"""The file of one cached blob: its data, its locks, and nothing that waits for the network.
 
-Layout (docs/cache.md has the table): a header, a map with one u32 per chunk of 64 KiB, the data.
-A map entry is 0 while the chunk is absent, else the CRC-32C of the chunk. The file is sparse.
+Its format is in ``hybrid.core.cacheformat``.
 
 Why a crash cannot give wrong data: the data of a chunk is written before its entry, and each
 process checks the CRC the first time that it uses a chunk that it did not store itself. So the
@@ -14,8 +13,8 @@ Locks. Each covers what its owner may change, and dies with its owner:
     waiting, and unlinks under it. An opener looks, once it has the lock, whether the path still
     names the file that it locked; if not, it was removed in between: open again.
 OFD write lock on the header's bytes
-    held while an empty file is laid out, or a file that does not fit (another version, another
-    size, damaged) is unlinked to make room for a new one. Processes that still use the unlinked
+    held while an empty file is laid out, or a file that does not fit (renamed, cut, damaged, open
+    to other users) is unlinked to make room for a new one. Processes that still use the unlinked
     file are not disturbed: it lives until they close it.
 OFD write lock on the bytes of map entries
     held while these chunks are fetched and stored (by ``hybrid.core.cache``).
@@ -30,30 +29,28 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import mmap
 import os
+import stat
 import struct
 import time
 from array import array
 from contextlib import suppress
 from pathlib import Path
 
-from crc32c import crc32c
-
+from hybrid.core.cacheformat import (
+    CHUNK_SHIFT,
+    CHUNK_SIZE,
+    ENTRY_SIZE,
+    MAP_OFFSET,
+    CacheKey,
+    chunk_checksum,
+    chunk_count,
+    data_offset,
+)
 from hybrid.core.device import Buffer
 
 logger = logging.getLogger("hybrid.cache")
-
-CHUNK_SHIFT = 16
-CHUNK_SIZE = 1 << CHUNK_SHIFT
-"""Bytes of a chunk, the unit of presence."""
-
-MAGIC = b"hybridBC"
-VERSION = 1
-HEADER = struct.Struct("<8sIIQ")
-"""magic, version, chunk size (bytes), blob size (bytes)"""
-MAP_OFFSET = 64
-ENTRY_SIZE = 4
-DATA_ALIGNMENT = 4096
 
 # struct flock of a 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK = struct.Struct("hhqqi4x")
@@ -63,53 +60,36 @@ _OPEN_TRIES = 30
 _OPEN_PAUSE_SECONDS = 0.002
 
 
-def chunk_span(offset: int, length: int) -> tuple[int, int]:
-    """The chunks [first, end) that a range of bytes touches. ``length`` must not be 0."""
-    return offset >> CHUNK_SHIFT, (offset + length - 1 >> CHUNK_SHIFT) + 1
-
-
-def data_offset(size: int) -> int:
-    """Where the data of a blob of ``size`` bytes starts in its file, in bytes."""
-    map_end = MAP_OFFSET + ENTRY_SIZE * chunk_count(size)
-    return -(-map_end // DATA_ALIGNMENT) * DATA_ALIGNMENT
-
-
-def chunk_count(size: int) -> int:
-    return -(-size // CHUNK_SIZE)
-
-
-def chunk_checksum(data: Buffer) -> int:
-    """The map entry of a chunk: its CRC-32C, and 1 instead of 0, which means absent."""
-    return crc32c(data) or 1
-
-
 class CacheFile:
     """One blob on disk. All methods answer at once; only ``open`` and ``store`` raise OSError.
 
     Damaged, unreadable and absent chunks look the same: ``None``.
     """
 
-    def __init__(self, path: Path, descriptor: int, size: int, *, writable: bool) -> None:
+    def __init__(self, path: Path, key: CacheKey) -> None:
         self.path = path
-        self.size = size
-        self.writable = writable
-        self._fd = descriptor
-        self._header = HEADER.pack(MAGIC, VERSION, CHUNK_SIZE, size)
-        self._data_offset = data_offset(size)
-        # 1 where this process stored the chunk or has seen its CRC match.
-        self._verified = bytearray(chunk_count(size))
+        self.size = key.size
+        self.writable = False
+        self._fd = -1
+        self._header = key.header
+        self._data_offset = data_offset(key.size)
+        # A byte per chunk: 1 where this process stored the chunk or has seen its CRC match. The
+        # kernel gives memory only to the pages that are touched: a manifest may claim huge blobs.
+        self._verified = mmap.mmap(-1, max(1, chunk_count(key.size)), flags=mmap.MAP_PRIVATE)
         # Chunks to be ignored, because their entry could not be cleared on disk.
         self._ignored: set[int] = set()
 
     @classmethod
-    def open(cls, path: Path, size: int) -> CacheFile:
-        """Open or create the file of a blob of ``size`` bytes, or replace one that does not fit.
+    def open(cls, path: Path, key: CacheKey) -> CacheFile:
+        """Open or create the file of a blob, or replace one that does not fit.
 
-        Where nothing may be written, an existing file is opened read-only. Raises OSError.
+        Where nothing may be written, an existing file is opened read-only. Raises OSError, also
+        for a directory in which others could exchange the files.
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(path.parent)
         for _ in range(_OPEN_TRIES):
-            file = cls._try_open(path, size)
+            file = cls._try_open(path, key)
             if file is not None:
                 file.touch()
                 return file
@@ -117,9 +97,9 @@ class CacheFile:
         raise BlockingIOError(errno.EAGAIN, "locked by another process", str(path))
 
     @classmethod
-    def _try_open(cls, path: Path, size: int) -> CacheFile | None:
-        descriptor, writable = _open_descriptor(path)
-        file = cls(path, descriptor, size, writable=writable)
+    def _try_open(cls, path: Path, key: CacheKey) -> CacheFile | None:
+        file = cls(path, key)
+        file._fd, file.writable = _open_descriptor(path)
         usable = False
         try:
             usable = file._join_users() and (file._fits() or file._lay_out())
@@ -132,7 +112,7 @@ class CacheFile:
         """The bytes, if all chunks of the range are here (``length`` > 0). The hot path."""
         first = offset >> CHUNK_SHIFT
         end = (offset + length - 1 >> CHUNK_SHIFT) + 1
-        if self._verified.find(0, first, end) >= 0 and not self._verify(first, end):
+        if self._verified.find(b"\0", first, end) >= 0 and not self._verify(first, end):
             return None
         return self._read_data(offset, length)
 
@@ -160,6 +140,10 @@ class CacheFile:
         """Write whole chunks from ``first`` on, then mark them present. Raises OSError."""
         if not self.writable:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self.path))
+        if os.fstat(self._fd).st_size != self._data_offset + self.size:
+            # To write would make it long again, and what it held would read as zeros.
+            self._trust_nothing()
+            raise OSError(errno.EIO, "cut or extended while in use", str(self.path))
         view = memoryview(data)
         parts = [view[i : i + CHUNK_SIZE] for i in range(0, len(view), CHUNK_SIZE)]
         entries = struct.pack(f"<{len(parts)}I", *map(chunk_checksum, parts))
@@ -222,10 +206,12 @@ class CacheFile:
             data = b""
         if len(data) == length:
             return data
-        # A broken disk, or a file that was cut by hand. What was seen of it counts no more: storing
-        # one chunk makes it longer again, and the others read as zeros.
-        self._verified = bytearray(len(self._verified))
+        self._trust_nothing()  # A broken disk, or a file that was cut by hand.
         return None
+
+    def _trust_nothing(self) -> None:
+        """What was seen of the file counts no more."""
+        self._verified.madvise(mmap.MADV_DONTNEED)  # Private memory: it reads as zeros again.
 
     def _verify(self, first: int, end: int) -> bool:
         return all(
@@ -252,10 +238,9 @@ class CacheFile:
     def _fits(self) -> bool:
         status = os.fstat(self._fd)
         return (
-            # Anybody else could have prepared a file with bytes of his choice.
-            status.st_uid in (0, os.geteuid())
+            _is_private(status)
             and status.st_size == self._data_offset + self.size
-            and os.pread(self._fd, HEADER.size, 0) == self._header
+            and os.pread(self._fd, len(self._header), 0) == self._header
         )
 
     def _lay_out(self) -> bool:
@@ -268,7 +253,7 @@ class CacheFile:
         fits = self._fits()
         if not fits and _names(self.path, self._fd):
             status = os.fstat(self._fd)
-            if status.st_size == 0 and status.st_uid == os.geteuid():
+            if status.st_size == 0 and _is_private(status):
                 # The header last: without it, the next opener replaces the file.
                 os.ftruncate(self._fd, self._data_offset + self.size)
                 _write(self._fd, self._header, 0)
@@ -288,6 +273,16 @@ class CacheFile:
         except OSError:
             return True  # No locks here (ENOLCK): to fetch twice is better than not to read.
         return True
+
+
+def check_private(directory: Path) -> None:
+    """Raise OSError if another user than root could put files of his choice there."""
+    if not _is_private(directory.stat()):
+        raise PermissionError(
+            errno.EPERM,
+            "it belongs to another user or others may write to it (chown, chmod go-w)",
+            str(directory),
+        )
 
 
 def remove_unused(path: Path) -> bool:
@@ -316,6 +311,12 @@ def _open_descriptor(path: Path) -> tuple[int, bool]:
             return os.open(path, os.O_RDONLY | flags), False
         except FileNotFoundError:
             raise error from None
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Whether only we and root could have written to it."""
+    others = stat.S_IWGRP | stat.S_IWOTH
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & others
 
 
 def _names(path: Path, descriptor: int) -> bool:

@@ -6,6 +6,7 @@ do without it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from hybrid.config import GlobalConfig
@@ -15,10 +16,11 @@ from hybrid.core.device import Source
 from hybrid.core.reference import RegistryReference, api_host
 from hybrid.core.registry import HostOptions, Registry
 from hybrid.core.registry_settings import CredentialSettings, RegistrySettings
+from hybrid.core.transport import first_schemes, host_name, is_loopback
 from hybrid.errors import UnsupportedError
 
 MAX_BLOB_BYTES = 1 << 40
-"""The cache keeps a byte for each 64 KiB in memory; a manifest may claim any size."""
+"""The cache's file begins with 4 bytes for each 64 KiB; a manifest may claim any size."""
 
 
 class RemoteBlobs:
@@ -31,6 +33,7 @@ class RemoteBlobs:
         self._cache = cache
         self._ref = ref
         self._scheme = scheme
+        self._vouched_by = vouched_by(ref.api_host, registry.settings.hosts, scheme)
 
     async def source(self, digest: str, size: int) -> Source:
         """A blob to read at random. ``size`` 0 means unknown: the registry is asked.
@@ -43,7 +46,26 @@ class RemoteBlobs:
                 f"{self._ref.name}@{digest}: {size} bytes are too many for a layer"
             )
         origin = self.registry.blob_source(self._ref, digest, size, scheme=self._scheme)
-        return self._cache.open(origin, digest)
+        return self._cache.open(origin, digest, self._vouched_by)
+
+
+def vouched_by(host: str, hosts: Mapping[str, HostOptions], scheme: str | None) -> str:
+    """On whose word the blobs of a registry have their digests. ``host`` may have a port.
+
+    A registry checks digests when blobs are uploaded, so its word holds for all its repositories,
+    as long as it is certain who speaks: what a man in the middle could have changed is kept apart
+    from what TLS protects. A verified registry may redirect to a host that need not be verified.
+    """
+    if is_loopback(host_name(host)):
+        return f"loopback {host}"
+    options = hosts.get(host, HostOptions())
+    schemes = [scheme] if scheme else first_schemes(host, options)
+    if options.insecure or schemes != ["https"]:
+        return f"unverified {host}"
+    insecure = sorted(
+        name for name, found in hosts.items() if found.insecure and not is_loopback(host_name(name))
+    )
+    return " ".join([f"https://{host}", *insecure])
 
 
 async def open_remote(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support.caching import (
     CHUNK,
     DIGEST,
+    REGISTRY,
     blob_bytes,
     blob_path,
     digest,
@@ -22,8 +23,10 @@ from support.caching import (
     remote,
 )
 
-from hybrid.core.cachefile import data_offset
+from hybrid.core.cacheformat import data_offset
 from hybrid.core.device import Source
+from hybrid.core.registry_settings import HostOptions
+from hybrid.core.remote import vouched_by
 from hybrid.core.source import MemorySource
 from hybrid.errors import ConfigError, FormatError, NetworkError
 
@@ -69,7 +72,7 @@ def flip_byte(path: Path, offset: int) -> None:
 
 async def test_a_read_fetches_whole_chunks_once_then_comes_from_disk(tmp_path: Path) -> None:
     origin = remote(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     assert source.pread_nowait(CHUNK - 10, 20) is None
     assert await source.pread(CHUNK - 10, 20) == DATA[CHUNK - 10 : CHUNK + 10]
     assert origin.requests == [(0, 2 * CHUNK)]
@@ -82,7 +85,7 @@ async def test_a_read_fetches_whole_chunks_once_then_comes_from_disk(tmp_path: P
 
 async def test_the_tail_is_one_request_that_ends_with_the_blob(tmp_path: Path) -> None:
     origin = remote(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     assert await source.pread(len(DATA) - 100, 100) == DATA[-100:]
     assert origin.requests == [(10 * CHUNK, 1234)]
     assert source.bytes_present == 1234
@@ -91,7 +94,7 @@ async def test_the_tail_is_one_request_that_ends_with_the_blob(tmp_path: Path) -
 
 async def test_neighbouring_misses_are_one_request_and_gaps_are_respected(tmp_path: Path) -> None:
     origin = remote(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     await source.pread(4 * CHUNK, 1)
     origin.requests.clear()
     assert await source.pread(CHUNK, 7 * CHUNK) == DATA[CHUNK : 8 * CHUNK]
@@ -101,7 +104,7 @@ async def test_neighbouring_misses_are_one_request_and_gaps_are_respected(tmp_pa
 
 async def test_a_sequential_reader_fetches_up_to_the_refill_border(tmp_path: Path) -> None:
     origin = remote(DATA)
-    source = make_cache(tmp_path, refill_size=4 * CHUNK).open(origin, DIGEST)
+    source = make_cache(tmp_path, refill_size=4 * CHUNK).open(origin, DIGEST, REGISTRY)
     for offset in range(0, len(DATA) - 1000, 1000):
         assert await source.pread(offset, 1000) == DATA[offset : offset + 1000]
     assert origin.requests == [
@@ -115,7 +118,7 @@ async def test_a_sequential_reader_fetches_up_to_the_refill_border(tmp_path: Pat
 
 async def test_a_sequential_fetch_stops_before_a_chunk_that_is_there(tmp_path: Path) -> None:
     origin = remote(DATA)
-    source = make_cache(tmp_path, refill_size=8 * CHUNK).open(origin, DIGEST)
+    source = make_cache(tmp_path, refill_size=8 * CHUNK).open(origin, DIGEST, REGISTRY)
     await source.pread(3 * CHUNK, 1)
     await source.pread(0, 1)
     await source.pread(CHUNK, 1)
@@ -125,7 +128,7 @@ async def test_a_sequential_fetch_stops_before_a_chunk_that_is_there(tmp_path: P
 
 async def test_ranges_outside_and_empty_ones(tmp_path: Path) -> None:
     origin = remote(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     assert source.pread_nowait(len(DATA), 0) == b""
     assert await source.pread(0, 0) == b""
     for offset, length in ((-1, 1), (0, -1), (len(DATA), 1)):
@@ -140,14 +143,16 @@ async def test_ranges_outside_and_empty_ones(tmp_path: Path) -> None:
 
 
 async def test_an_empty_blob(tmp_path: Path) -> None:
-    source = make_cache(tmp_path).open(remote(b""), DIGEST)
+    source = make_cache(tmp_path).open(remote(b""), DIGEST, REGISTRY)
     assert await source.pread(0, 0) == b""
     assert source.bytes_present == 0
     await source.aclose()
 
 
 async def test_an_origin_that_gives_too_little_is_an_error_and_not_stored(tmp_path: Path) -> None:
-    source = make_cache(tmp_path).open(remote(DATA, lambda offset, length: b"short"), DIGEST)
+    source = make_cache(tmp_path).open(
+        remote(DATA, lambda offset, length: b"short"), DIGEST, REGISTRY
+    )
     with pytest.raises(FormatError, match="blob gave 5 bytes at 0 instead of 65536"):
         await source.pread(0, 10)
     assert source.bytes_present == 0
@@ -183,7 +188,7 @@ async def _run_model(directory: Path, operations: list[tuple[str, int, int]], re
         present.update(chunks)
 
     def reopen() -> Source:
-        return make_cache(directory, refill_size=refill).open(remote(DATA, note), DIGEST)
+        return make_cache(directory, refill_size=refill).open(remote(DATA, note), DIGEST, REGISTRY)
 
     source = reopen()
     for kind, offset, length in operations:
@@ -199,7 +204,7 @@ async def _run_model(directory: Path, operations: list[tuple[str, int, int]], re
         else:
             await source.aclose()
             if kind == "damage" and offset < len(DATA):
-                flip_byte(blob_path(directory), data_offset(len(DATA)) + offset)
+                flip_byte(blob_path(directory, len(DATA)), data_offset(len(DATA)) + offset)
                 present.discard(offset // CHUNK)
             source = reopen()
     for chunk in range(11):
@@ -214,7 +219,7 @@ async def _run_model(directory: Path, operations: list[tuple[str, int, int]], re
 
 async def test_tasks_that_want_the_same_chunk_share_one_fetch(tmp_path: Path) -> None:
     origin = GatedSource(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     results = []
 
     async def reader(offset: int) -> None:
@@ -234,7 +239,7 @@ async def test_tasks_that_want_the_same_chunk_share_one_fetch(tmp_path: Path) ->
 async def test_overlapping_reads_fetch_side_by_side(tmp_path: Path) -> None:
     """The second reader does not wait for the first before it fetches its own part."""
     origin = GatedSource(DATA)
-    source = make_cache(tmp_path, refill_size=CHUNK).open(origin, DIGEST)
+    source = make_cache(tmp_path, refill_size=CHUNK).open(origin, DIGEST, REGISTRY)
     results = {}
 
     async def reader(first: int, end: int) -> None:
@@ -255,7 +260,7 @@ async def test_overlapping_reads_fetch_side_by_side(tmp_path: Path) -> None:
 async def test_a_sequential_fetch_does_not_hold_up_what_lies_beyond_it(tmp_path: Path) -> None:
     origin = GatedSource(DATA)
     origin.gate.set()
-    source = make_cache(tmp_path, refill_size=8 * CHUNK).open(origin, DIGEST)
+    source = make_cache(tmp_path, refill_size=8 * CHUNK).open(origin, DIGEST, REGISTRY)
     await source.pread(3 * CHUNK, 1)
     await source.pread(0, 1)
     origin.gate = trio.Event()
@@ -271,7 +276,7 @@ async def test_a_sequential_fetch_does_not_hold_up_what_lies_beyond_it(tmp_path:
 
 async def test_a_waiter_takes_over_when_the_fetching_task_is_cancelled(tmp_path: Path) -> None:
     origin = GatedSource(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     fetcher = trio.CancelScope()
     results = []
 
@@ -302,7 +307,7 @@ async def test_a_waiter_takes_over_when_the_fetching_task_is_cancelled(tmp_path:
 async def test_an_error_reaches_all_waiters_and_is_not_remembered(tmp_path: Path) -> None:
     origin = GatedSource(DATA)
     origin.error = NetworkError("registry gone")
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     failures = []
 
     async def reader() -> None:
@@ -328,7 +333,7 @@ async def test_an_error_reaches_all_waiters_and_is_not_remembered(tmp_path: Path
 async def test_two_sources_of_one_digest_share_file_and_fetches(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
     first, second = GatedSource(DATA), GatedSource(DATA)
-    one, two = cache.open(first, DIGEST), cache.open(second, DIGEST)
+    one, two = cache.open(first, DIGEST, REGISTRY), cache.open(second, DIGEST, REGISTRY)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.pread, 0, 10)
         await trio.testing.wait_all_tasks_blocked()
@@ -350,7 +355,7 @@ async def test_a_failing_origin_does_not_fail_the_reader_of_another(tmp_path: Pa
     broken, good = GatedSource(DATA), GatedSource(DATA)
     broken.error = NetworkError("this repository is gone")
     good.gate.set()
-    one, two = cache.open(broken, DIGEST), cache.open(good, DIGEST)
+    one, two = cache.open(broken, DIGEST, REGISTRY), cache.open(good, DIGEST, REGISTRY)
     results = []
 
     async def failing_reader() -> None:
@@ -373,15 +378,66 @@ async def test_a_failing_origin_does_not_fail_the_reader_of_another(tmp_path: Pa
 
 async def test_the_file_stays_open_for_a_fetch_that_outlives_its_source(tmp_path: Path) -> None:
     origin = GatedSource(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(source.pread, 0, 10)
         await trio.testing.wait_all_tasks_blocked()
         await source.aclose()
         origin.gate.set()
-    again = make_cache(tmp_path).open(remote(DATA), DIGEST)
+    again = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
     assert again.pread_nowait(0, 10) == DATA[:10]
     await again.aclose()
+
+
+# --- Who vouches for the bytes ---
+
+
+async def test_the_bytes_of_one_registry_are_not_those_of_another(tmp_path: Path) -> None:
+    """Anybody may list the digest and size of another's layer, and answer with other bytes."""
+    evil = remote(blob_bytes(len(DATA), seed=2))
+    cache = make_cache(tmp_path)
+    trap = cache.open(evil, DIGEST, "https://evil.example")
+    assert await trap.pread(0, len(DATA)) != DATA
+    in_use = cache.open(remote(DATA), DIGEST, REGISTRY)
+    assert await in_use.pread(0, len(DATA)) == DATA
+    await in_use.aclose()
+    await trap.aclose()
+    later = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
+    assert later.pread_nowait(0, len(DATA)) == DATA
+    await later.aclose()
+
+
+HOSTS = {
+    "insecure.example": HostOptions(insecure=True),
+    "plain.example:5000": HostOptions(plain_http=True),
+    "127.0.0.1:5000": HostOptions(insecure=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme", "expected"),
+    [
+        ("a.example:5000", None, "https://a.example:5000"),
+        ("a.example", "https", "https://a.example"),
+        ("a.example", "http", "unverified a.example"),
+        ("plain.example:5000", None, "unverified plain.example:5000"),
+        ("plain.example:5000", "https", "https://plain.example:5000"),
+        ("insecure.example", None, "unverified insecure.example"),
+        ("insecure.example", "https", "unverified insecure.example"),
+        ("127.0.0.1:5000", None, "loopback 127.0.0.1:5000"),
+        ("localhost:5001", "http", "loopback localhost:5001"),
+        ("[::1]:5001", None, "loopback [::1]:5001"),
+    ],
+)
+def test_on_whose_word_a_blob_has_its_digest(host: str, scheme: str | None, expected: str) -> None:
+    hosts = {name: options for name, options in HOSTS.items() if name == host}
+    assert vouched_by(host, hosts, scheme) == expected
+
+
+def test_a_host_that_need_not_be_verified_may_serve_for_one_that_must() -> None:
+    """An https registry may redirect to it, so its bytes are not those of TLS alone."""
+    assert vouched_by("a.example", HOSTS, None) == "https://a.example insecure.example"
+    assert vouched_by("insecure.example", HOSTS, None) == "unverified insecure.example"
 
 
 # --- Forgetting ---
@@ -389,14 +445,14 @@ async def test_the_file_stays_open_for_a_fetch_that_outlives_its_source(tmp_path
 
 async def test_evict_asks_the_origin_again_also_after_a_restart(tmp_path: Path) -> None:
     origin = remote(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     await source.pread(0, 3 * CHUNK)
     assert await source.evict(CHUNK + 5, 1) is True
     assert source.pread_nowait(CHUNK, 1) is None
     assert source.pread_nowait(0, CHUNK) == DATA[:CHUNK]
     assert source.bytes_present == 2 * CHUNK
     await source.aclose()
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     assert await source.pread(0, 3 * CHUNK) == DATA[: 3 * CHUNK]
     assert origin.requests == [(0, 3 * CHUNK), (CHUNK, CHUNK)]
     await source.aclose()
@@ -404,7 +460,7 @@ async def test_evict_asks_the_origin_again_also_after_a_restart(tmp_path: Path) 
 
 async def test_wrong_bytes_of_the_origin_are_gone_after_evict(tmp_path: Path) -> None:
     answers = [b"\0" * CHUNK, None]
-    source = make_cache(tmp_path).open(remote(DATA, lambda *_: answers.pop(0)), DIGEST)
+    source = make_cache(tmp_path).open(remote(DATA, lambda *_: answers.pop(0)), DIGEST, REGISTRY)
     assert await source.pread(0, 10) == bytes(10)
     await source.evict(0, 10)
     assert await source.pread(0, 10) == DATA[:10]
@@ -415,8 +471,8 @@ async def test_evict_during_a_fetch_takes_out_what_came_from_disk(tmp_path: Path
     """A chunk that the flight found on disk must not reach a reader who has just evicted it."""
     cache = make_cache(tmp_path, refill_size=4 * CHUNK)
     origin = GatedSource(DATA)
-    other = make_cache(tmp_path).open(remote(DATA), DIGEST)
-    source = cache.open(origin, DIGEST)
+    other = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
+    source = cache.open(origin, DIGEST, REGISTRY)
     results = []
 
     async def reader(offset: int, length: int) -> None:
@@ -442,9 +498,9 @@ async def test_evict_during_a_fetch_takes_out_what_came_from_disk(tmp_path: Path
 
 async def test_the_data_counts_not_the_lock(tmp_path: Path) -> None:
     """An owner that was stopped between storing and unlocking holds nobody up."""
-    other = make_cache(tmp_path).open(remote(DATA), DIGEST)
+    other = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
     origin = remote(DATA)
-    source = make_cache(tmp_path, lock_wait_seconds=60).open(origin, DIGEST)
+    source = make_cache(tmp_path, lock_wait_seconds=60).open(origin, DIGEST, REGISTRY)
     results = []
 
     async def reader() -> None:
@@ -480,13 +536,13 @@ async def test_sha512_is_cached_and_other_digests_are_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = make_cache(tmp_path)
-    long = cache.open(remote(DATA), "sha512:" + "ab" * 64)
+    long = cache.open(remote(DATA), "sha512:" + "ab" * 64, REGISTRY)
     await long.pread(0, 1)
     assert long.bytes_present == CHUNK
     await long.aclose()
     assert not caplog.records
     for name in ("md5:" + "0" * 32, "sha256:../../etc/passwd", "sha256:" + "A" * 64):
-        source = cache.open(remote(DATA), name)
+        source = cache.open(remote(DATA), name, REGISTRY)
         assert await source.pread(0, 10) == DATA[:10]
         assert source.bytes_present == 0
         await source.aclose()
@@ -498,7 +554,9 @@ async def test_sha512_is_cached_and_other_digests_are_not(
 async def test_blobs_are_kept_apart(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
     contents = [blob_bytes(CHUNK, seed) for seed in range(3)]
-    sources = [cache.open(MemorySource(data), digest(i)) for i, data in enumerate(contents)]
+    sources = [
+        cache.open(MemorySource(data), digest(i), REGISTRY) for i, data in enumerate(contents)
+    ]
     for source, data in zip(sources, contents, strict=True):
         assert await source.pread(0, CHUNK) == data
     for source, data in zip(sources, contents, strict=True):

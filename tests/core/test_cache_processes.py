@@ -14,6 +14,7 @@ import trio.testing
 from support.caching import (
     CHUNK,
     DIGEST,
+    REGISTRY,
     Child,
     blob_bytes,
     blob_path,
@@ -36,7 +37,7 @@ def start_fetch(reader: Child) -> None:
 
 async def test_what_another_process_stored_is_not_fetched(tmp_path: Path) -> None:
     origin = remote(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     with child(tmp_path, SIZE, "read", "0", str(2 * CHUNK)) as reader:
         start_fetch(reader)
         assert source.pread_nowait(0, 10) is None
@@ -51,7 +52,7 @@ async def test_what_another_process_stored_is_not_fetched(tmp_path: Path) -> Non
 
 async def test_a_reader_waits_for_the_fetch_of_another_process(tmp_path: Path) -> None:
     origin = remote(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     results = []
 
     async def read() -> None:
@@ -73,7 +74,7 @@ async def test_a_reader_waits_for_the_fetch_of_another_process(tmp_path: Path) -
 
 async def test_a_killed_process_leaves_its_fetch_to_others(tmp_path: Path) -> None:
     origin = remote(DATA)
-    source = make_cache(tmp_path, lock_wait_seconds=60).open(origin, DIGEST)
+    source = make_cache(tmp_path, lock_wait_seconds=60).open(origin, DIGEST, REGISTRY)
     results = []
 
     async def read() -> None:
@@ -89,7 +90,7 @@ async def test_a_killed_process_leaves_its_fetch_to_others(tmp_path: Path) -> No
     assert results == [DATA[:10]]
     assert origin.requests == [(0, CHUNK)]
     await source.aclose()
-    again = make_cache(tmp_path).open(remote(DATA), DIGEST)
+    again = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
     assert again.pread_nowait(0, CHUNK) == DATA[:CHUNK]
     await again.aclose()
 
@@ -98,7 +99,7 @@ async def test_a_stopped_process_is_not_waited_for_without_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     origin = remote(DATA)
-    source = make_cache(tmp_path, lock_wait_seconds=0.2).open(origin, DIGEST)
+    source = make_cache(tmp_path, lock_wait_seconds=0.2).open(origin, DIGEST, REGISTRY)
     with child(tmp_path, SIZE, "read", "0", "10") as reader:
         start_fetch(reader)
         os.kill(reader.pid, signal.SIGSTOP)
@@ -143,11 +144,11 @@ async def test_trim_spares_what_another_process_has_open(tmp_path: Path) -> None
         reader.go_on()
         reader.expect("done")
         assert cache.trim() == 0
-        assert blob_path(tmp_path).exists()
+        assert blob_path(tmp_path, len(DATA)).exists()
         reader.process.kill()
         reader.process.wait(timeout=5)
         assert cache.trim() > 0
-    assert not blob_path(tmp_path).exists()
+    assert not blob_path(tmp_path, len(DATA)).exists()
 
 
 def test_trim_against_opening(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ async def test_the_child_may_have_been_first(tmp_path: Path) -> None:
     """A blob of another digest is none of the child's business."""
     with child(tmp_path, SIZE, "read", "0", "10") as reader:
         start_fetch(reader)
-        source = make_cache(tmp_path).open(remote(DATA), digest(7))
+        source = make_cache(tmp_path).open(remote(DATA), digest(7), REGISTRY)
         with trio.fail_after(1):
             assert await source.pread(0, 10) == DATA[:10]
         await source.aclose()

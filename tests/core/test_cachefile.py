@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
 import os
 import struct
@@ -12,12 +13,24 @@ from pathlib import Path
 
 import pytest
 from crc32c import crc32c
-from support.caching import CHUNK, DIGEST, blob_bytes, blob_path, make_cache, remote
+from support.caching import (
+    CHUNK,
+    DIGEST,
+    REGISTRY,
+    blob_bytes,
+    blob_path,
+    digest,
+    make_cache,
+    remote,
+)
 
-from hybrid.core.cachefile import CacheFile, chunk_checksum, data_offset, remove_unused
+from hybrid.core.cachefile import CacheFile, remove_unused
+from hybrid.core.cacheformat import CacheKey, chunk_checksum, data_offset
+from hybrid.core.source import MemorySource
 
 SIZE = 3 * CHUNK + 100
 DATA = blob_bytes(SIZE)
+KEY = CacheKey(REGISTRY, DIGEST, SIZE)
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
 
@@ -27,7 +40,7 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
     """A disk of 128 KiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", place)
+    run("mount", "-t", "tmpfs", "-o", "size=128k,mode=700", "tmpfs", place)
     yield place
     # Lazily: a test that failed has the file still open, and must not leave its mount behind.
     run("umount", "--lazy", place)
@@ -58,10 +71,10 @@ def patch(path: Path, offset: int, data: bytes) -> None:
 
 async def fill(directory: Path, data: bytes = DATA) -> Path:
     """A cache that has all chunks of a blob, closed again."""
-    source = make_cache(directory).open(remote(data), DIGEST)
+    source = make_cache(directory).open(remote(data), DIGEST, REGISTRY)
     await source.pread(0, len(data))
     await source.aclose()
-    return blob_path(directory)
+    return blob_path(directory, len(data))
 
 
 # --- Format ---
@@ -69,14 +82,15 @@ async def fill(directory: Path, data: bytes = DATA) -> Path:
 
 async def test_layout_of_the_file(tmp_path: Path) -> None:
     directory = tmp_path / "made" / "here"
-    source = make_cache(directory).open(remote(DATA), DIGEST)
+    source = make_cache(directory).open(remote(DATA), DIGEST, REGISTRY)
     await source.pread(CHUNK, CHUNK)
     await source.pread(SIZE - 1, 1)
     await source.aclose()
-    path = blob_path(directory)
+    path = blob_path(directory, len(DATA))
     raw = path.read_bytes()
-    assert raw[:24] == struct.pack("<8sIIQ", b"hybridBC", 1, 65536, SIZE)
-    assert raw[24:64] == bytes(40)
+    assert raw[:24] == struct.pack("<8sIIQ", b"hybridBC", 2, 65536, SIZE)
+    assert raw[24:56] == hashlib.sha256(f"{DIGEST}\n{REGISTRY}".encode()).digest()
+    assert raw[56:64] == bytes(8)
     last = DATA[3 * CHUNK :]
     assert struct.unpack_from("<4I", raw, 64) == (
         0,
@@ -114,7 +128,7 @@ async def test_a_flipped_byte_makes_the_chunk_absent(
     where = CHUNK + offset
     patch(path, data_offset(SIZE) + where, bytes([DATA[where] ^ 1]))
     origin = remote(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     assert source.pread_nowait(CHUNK, 1) is None
     assert await source.pread(0, SIZE) == DATA
     assert origin.requests == [(CHUNK, CHUNK)]
@@ -126,7 +140,7 @@ async def test_a_torn_map_makes_chunks_absent(tmp_path: Path) -> None:
     path = await fill(tmp_path)
     patch(path, 64 + 2, b"\x01\x02\x03")  # The second half of entry 0, the first byte of entry 1.
     origin = remote(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     assert await source.pread(0, SIZE) == DATA
     assert origin.requests == [(0, 2 * CHUNK)]
     await source.aclose()
@@ -137,30 +151,50 @@ async def test_an_entry_without_its_data_is_noticed(tmp_path: Path) -> None:
     path = await fill(tmp_path)
     patch(path, data_offset(SIZE), bytes(CHUNK))
     origin = remote(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     assert await source.pread(0, 10) == DATA[:10]
     assert origin.requests == [(0, CHUNK)]
     await source.aclose()
 
 
-async def test_a_file_cut_while_in_use_is_filled_again(tmp_path: Path) -> None:
+async def test_a_file_cut_while_in_use_is_replaced_at_the_next_opening(tmp_path: Path) -> None:
     origin = remote(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
+    source = make_cache(tmp_path).open(origin, DIGEST, REGISTRY)
     await source.pread(0, SIZE)
-    os.truncate(blob_path(tmp_path), data_offset(SIZE) + CHUNK)
+    os.truncate(blob_path(tmp_path, len(DATA)), data_offset(SIZE) + CHUNK)
     assert source.pread_nowait(CHUNK, 10) is None
     assert await source.pread(0, SIZE) == DATA
     assert origin.requests == [(0, SIZE), (CHUNK, SIZE - CHUNK)]
+    await source.aclose()
+    source = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
+    assert source.bytes_present == 0
+    assert await source.pread(0, SIZE) == DATA
     assert source.pread_nowait(0, SIZE) == DATA
     await source.aclose()
 
 
-async def test_a_cut_file_that_grew_again_does_not_give_zeros(tmp_path: Path) -> None:
-    source = make_cache(tmp_path).open(remote(DATA), DIGEST)
-    await source.pread(0, SIZE)
-    os.truncate(blob_path(tmp_path), data_offset(SIZE) + CHUNK)
-    # Stores the last chunk, so the two before it are holes now.
+@pytest.mark.parametrize("length", [0, data_offset(SIZE), data_offset(SIZE) + CHUNK])
+async def test_a_cut_file_does_not_grow_again_and_give_zeros(
+    tmp_path: Path, length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
+    await source.pread(0, 3 * CHUNK)
+    os.truncate(blob_path(tmp_path, SIZE), length)
+    # To store the last chunk would make holes of those before it that were cut off.
     assert await source.pread(SIZE - 1, 1) == DATA[-1:]
+    assert "cut or extended while in use" in caplog.text
+    for start in (0, CHUNK, 2 * CHUNK):
+        assert await source.pread(start, CHUNK) == DATA[start : start + CHUNK]
+    await source.aclose()
+
+
+async def test_a_file_that_was_cut_and_made_long_again_is_not_believed(tmp_path: Path) -> None:
+    path = await fill(tmp_path)
+    source = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
+    assert source.pread_nowait(0, SIZE) == DATA
+    os.truncate(path, 0)
+    assert source.pread_nowait(0, 10) is None
+    os.truncate(path, data_offset(SIZE) + SIZE)
     assert await source.pread(CHUNK, 2 * CHUNK) == DATA[CHUNK : 3 * CHUNK]
     await source.aclose()
 
@@ -170,8 +204,8 @@ async def test_a_cut_file_that_grew_again_does_not_give_zeros(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("offset", "data"),
-    [(0, b"X"), (8, b"\x02"), (12, b"\x00\x10\x00"), (16, b"\x00")],
-    ids=["magic", "version", "chunk size", "blob size"],
+    [(0, b"X"), (8, b"\x01"), (12, b"\x00\x10\x00"), (16, b"\x00"), (24, bytes(32))],
+    ids=["magic", "version", "chunk size", "blob size", "identity"],
 )
 async def test_a_file_that_does_not_fit_is_replaced(
     tmp_path: Path, offset: int, data: bytes
@@ -180,14 +214,14 @@ async def test_a_file_that_does_not_fit_is_replaced(
     user = os.open(path, os.O_RDONLY)
     before = os.fstat(user).st_ino
     patch(path, offset, data)
-    source = make_cache(tmp_path).open(remote(DATA), DIGEST)
+    source = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
     assert source.bytes_present == 0
     assert os.stat(path).st_ino != before, "a process that has the old file open must not notice"
     assert os.pread(user, SIZE, data_offset(SIZE)) == DATA
     assert await source.pread(0, SIZE) == DATA
     os.close(user)
     await source.aclose()
-    again = make_cache(tmp_path).open(remote(DATA), DIGEST)
+    again = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
     assert again.pread_nowait(0, SIZE) == DATA
     await again.aclose()
 
@@ -196,25 +230,31 @@ async def test_a_file_that_does_not_fit_is_replaced(
 async def test_a_file_that_was_cut_is_replaced(tmp_path: Path, length: int) -> None:
     path = await fill(tmp_path)
     os.truncate(path, length)
-    source = make_cache(tmp_path).open(remote(DATA), DIGEST)
+    source = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
     assert source.bytes_present == 0
     assert await source.pread(0, SIZE) == DATA
     await source.aclose()
 
 
-async def test_an_origin_of_another_size_replaces_the_file(tmp_path: Path) -> None:
-    await fill(tmp_path, DATA[:-1])
-    origin = remote(DATA)
-    source = make_cache(tmp_path).open(origin, DIGEST)
-    assert await source.pread(0, SIZE) == DATA
-    assert origin.requests == [(0, SIZE)]
+@pytest.mark.parametrize(
+    ("data", "registry"), [(DATA[:-1], REGISTRY), (DATA, "https://evil.example")]
+)
+async def test_a_lie_of_a_manifest_does_not_cost_the_good_file(
+    tmp_path: Path, data: bytes, registry: str
+) -> None:
+    await fill(tmp_path)
+    liar = make_cache(tmp_path).open(remote(data), DIGEST, registry)
+    assert liar.bytes_present == 0
+    await liar.aclose()
+    source = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
+    assert source.pread_nowait(0, SIZE) == DATA
     await source.aclose()
 
 
 async def test_two_sizes_of_one_digest_in_a_process_do_not_mix(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
-    one = cache.open(remote(DATA), DIGEST)
-    two = cache.open(remote(DATA[:CHUNK]), DIGEST)
+    one = cache.open(remote(DATA), DIGEST, REGISTRY)
+    two = cache.open(remote(DATA[:CHUNK]), DIGEST, REGISTRY)
     assert await one.pread(0, SIZE) == DATA
     assert await two.pread(0, CHUNK) == DATA[:CHUNK]
     assert one.pread_nowait(0, SIZE) == DATA
@@ -226,18 +266,104 @@ async def test_two_sizes_of_one_digest_in_a_process_do_not_mix(tmp_path: Path) -
 async def test_a_file_of_another_user_is_not_trusted(tmp_path: Path) -> None:
     path = await fill(tmp_path)
     os.chown(path, 12345, 12345)
-    source = make_cache(tmp_path).open(remote(DATA), DIGEST)
+    source = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
     assert source.bytes_present == 0
     assert path.stat().st_uid == 0
     await source.aclose()
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+@pytest.mark.parametrize("length", [0, data_offset(SIZE) + SIZE], ids=["empty", "full"])
+async def test_a_file_that_others_may_write_to_is_not_trusted(
+    tmp_path: Path, mode: int, length: int
+) -> None:
+    path = await fill(tmp_path)
+    os.truncate(path, length)
+    path.chmod(mode)
+    source = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
+    assert source.bytes_present == 0
+    assert await source.pread(0, SIZE) == DATA
+    assert source.pread_nowait(0, SIZE) == DATA
+    assert path.stat().st_mode & 0o777 == 0o600
+    await source.aclose()
+
+
+def open_to_group(directory: Path) -> None:
+    directory.chmod(0o770)
+
+
+def open_to_all(directory: Path) -> None:
+    directory.chmod(0o1777)
+
+
+def given_away(directory: Path) -> None:
+    os.chown(directory, 12345, 12345)
+
+
+@pytest.mark.parametrize(
+    "spoil", [open_to_group, open_to_all, pytest.param(given_away, marks=needs_root)]
+)
+async def test_a_directory_of_others_is_not_used(
+    tmp_path: Path, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "cache"
+    path = await fill(directory)
+    spoil(directory)
+    origin = remote(DATA)
+    source = make_cache(directory, limit_bytes=0).open(origin, DIGEST, REGISTRY)
+    assert await source.pread(0, SIZE) == DATA
+    assert origin.requests == [(0, SIZE)]
+    assert source.bytes_present == 0
+    assert path.exists()
+    assert [str(directory) in record.getMessage() for record in caplog.records] == [True]
+    assert "others may write to it" in caplog.text
+    await source.aclose()
+
+
+async def test_a_file_renamed_to_another_blob_is_not_believed(tmp_path: Path) -> None:
+    path = await fill(tmp_path, blob_bytes(SIZE, seed=2))
+    path.rename(blob_path(tmp_path, SIZE, digest(7)))
+    source = make_cache(tmp_path).open(remote(DATA), digest(7), REGISTRY)
+    assert await source.pread(0, SIZE) == DATA
+    await source.aclose()
+
+
+async def test_a_file_renamed_to_another_registry_is_not_believed(tmp_path: Path) -> None:
+    path = await fill(tmp_path, blob_bytes(SIZE, seed=2))
+    other = "https://other.example"
+    path.rename(tmp_path / CacheKey(other, DIGEST, SIZE).file_name)
+    source = make_cache(tmp_path).open(remote(DATA), DIGEST, other)
+    assert await source.pread(0, SIZE) == DATA
+    await source.aclose()
+
+
+class HugeSource(MemorySource):
+    """Claims to have 1 TiB."""
+
+    def __init__(self) -> None:
+        super().__init__(b"")
+        self.size = 1 << 40
+
+
+async def test_a_huge_blob_costs_no_memory_before_it_is_read(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    before = resident_bytes()
+    sources = [cache.open(HugeSource(), digest(number), REGISTRY) for number in range(16)]
+    assert resident_bytes() - before < 16 << 20  # 256 MiB with a byte per chunk.
+    for source in sources:
+        await source.aclose()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 async def test_a_symbolic_link_is_not_followed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     target = tmp_path / "elsewhere"
-    blob_path(tmp_path).symlink_to(target)
-    source = make_cache(tmp_path).open(remote(DATA), DIGEST)
+    blob_path(tmp_path, len(DATA)).symlink_to(target)
+    source = make_cache(tmp_path).open(remote(DATA), DIGEST, REGISTRY)
     assert await source.pread(0, SIZE) == DATA
     assert not target.exists()
     assert len(caplog.records) == 1
@@ -268,11 +394,11 @@ async def test_a_file_removed_while_it_is_opened_is_made_anew(
 ) -> None:
     path = await fill(tmp_path)
     before_flock(path.unlink)
-    file = CacheFile.open(path, SIZE)
+    file = CacheFile.open(path, KEY)
     assert file.bytes_present() == 0
     file.store(0, DATA)
     file.close()
-    again = CacheFile.open(path, SIZE)
+    again = CacheFile.open(path, KEY)
     assert again.read(0, SIZE) == DATA
     again.close()
 
@@ -299,9 +425,9 @@ def test_only_one_process_at_a_time_lays_a_file_out(tmp_path: Path) -> None:
     with path.open("r+b") as other:
         fcntl.fcntl(other, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 1, 0))
         with pytest.raises(BlockingIOError):
-            CacheFile.open(path, SIZE)
+            CacheFile.open(path, KEY)
         assert path.stat().st_size == 0
-    CacheFile.open(path, SIZE).close()
+    CacheFile.open(path, KEY).close()
     assert path.stat().st_size == data_offset(SIZE) + SIZE
 
 
@@ -312,7 +438,7 @@ def test_a_file_in_the_hands_of_a_stopped_remover_is_given_up(tmp_path: Path) ->
     with path.open("rb") as remover:
         fcntl.flock(remover, fcntl.LOCK_EX)
         with pytest.raises(BlockingIOError):
-            CacheFile.open(path, SIZE)
+            CacheFile.open(path, KEY)
 
 
 # --- Disks that do not take it ---
@@ -323,7 +449,7 @@ async def test_a_full_disk_serves_and_stores_again_when_there_is_room(
     tmpfs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     origin = remote(DATA)
-    source = make_cache(tmpfs, refill_size=CHUNK).open(origin, DIGEST)
+    source = make_cache(tmpfs, refill_size=CHUNK).open(origin, DIGEST, REGISTRY)
     fill_up(tmpfs / "ballast", leave=CHUNK - 4096)
     for chunk in range(3):
         for _ in range(3):
@@ -347,7 +473,7 @@ async def test_a_full_disk_at_opening(tmpfs: Path, caplog: pytest.LogCaptureFixt
     fill_up(tmpfs / "ballast")
     cache = make_cache(tmpfs / "cache")
     origin = remote(DATA)
-    source = cache.open(origin, DIGEST)
+    source = cache.open(origin, DIGEST, REGISTRY)
     assert await source.pread(0, SIZE) == DATA
     assert await source.pread(5, 10) == DATA[5:15]
     assert origin.requests == [(0, SIZE)]
@@ -359,13 +485,13 @@ async def test_a_full_disk_at_opening(tmpfs: Path, caplog: pytest.LogCaptureFixt
 async def test_a_read_only_disk_gives_what_it_has(
     tmpfs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = make_cache(tmpfs).open(remote(DATA), DIGEST)
+    source = make_cache(tmpfs).open(remote(DATA), DIGEST, REGISTRY)
     await source.pread(0, CHUNK)
     await source.aclose()
     run("mount", "-o", "remount,ro", tmpfs)
     origin = remote(DATA)
     cache = make_cache(tmpfs)
-    source = cache.open(origin, DIGEST)
+    source = cache.open(origin, DIGEST, REGISTRY)
     assert source.pread_nowait(0, CHUNK) == DATA[:CHUNK]
     assert await source.pread(CHUNK, 10) == DATA[CHUNK : CHUNK + 10]
     assert await source.pread(CHUNK, 20) == DATA[CHUNK : CHUNK + 20]
@@ -375,7 +501,7 @@ async def test_a_read_only_disk_gives_what_it_has(
     assert await source.pread(0, 10) == DATA[:10]
     assert origin.requests == [(CHUNK, CHUNK), (0, CHUNK)]
     await source.aclose()
-    other = cache.open(remote(DATA), "sha256:" + "0" * 64)
+    other = cache.open(remote(DATA), "sha256:" + "0" * 64, REGISTRY)
     assert await other.pread(0, 10) == DATA[:10]
     await other.aclose()
     assert len(caplog.records) == 1
@@ -384,7 +510,7 @@ async def test_a_read_only_disk_gives_what_it_has(
 async def test_a_directory_that_is_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "cache").write_text("no directory")
     cache = make_cache(tmp_path / "cache")
-    source = cache.open(remote(DATA), DIGEST)
+    source = cache.open(remote(DATA), DIGEST, REGISTRY)
     assert await source.pread(0, SIZE) == DATA
     assert cache.trim() == 0
     assert len(caplog.records) == 1

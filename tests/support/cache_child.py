@@ -18,7 +18,7 @@ from hybrid.core.device import Buffer
 from hybrid.core.source import MemorySource
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.caching import CHUNK, DIGEST, blob_bytes, blob_path, make_cache, remote
+from support.caching import CHUNK, DIGEST, REGISTRY, blob_bytes, blob_path, make_cache, remote
 
 DIRECTORY = Path(sys.argv[1])
 DATA = blob_bytes(int(sys.argv[2]))
@@ -35,7 +35,7 @@ def wait_for_line(offset: int, length: int) -> None:
 
 
 async def read(offset: int, length: int) -> None:
-    source = make_cache(DIRECTORY).open(remote(DATA, wait_for_line), DIGEST)
+    source = make_cache(DIRECTORY).open(remote(DATA, wait_for_line), DIGEST, REGISTRY)
     say("open")
     sys.stdin.readline()
     right = bytes(await source.pread(offset, length)) == DATA[offset : offset + length]
@@ -53,7 +53,7 @@ class SlowSource(MemorySource):
 
 
 async def scan(seed: int) -> None:
-    source = make_cache(DIRECTORY).open(SlowSource(DATA), DIGEST)
+    source = make_cache(DIRECTORY).open(SlowSource(DATA), DIGEST, REGISTRY)
     say("open")
     sys.stdin.readline()
     chunks = list(range(len(DATA) // CHUNK))
@@ -75,12 +75,12 @@ async def scan(seed: int) -> None:
 
 async def cycle(count: int) -> None:
     cache = make_cache(DIRECTORY)
-    path = blob_path(DIRECTORY)
+    path = blob_path(DIRECTORY, len(DATA))
     say("open")
     sys.stdin.readline()
     right = True
     for _ in range(count):
-        source = cache.open(remote(DATA), DIGEST)
+        source = cache.open(remote(DATA), DIGEST, REGISTRY)
         right = right and bytes(await source.pread(0, len(DATA))) == DATA
         # Nobody may take the name away while the file is in use.
         right = right and os.path.samestat(os.stat(path), os.fstat(source._file._fd))

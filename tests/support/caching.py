@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hybrid.core.cache import BlobCache
+from hybrid.core.cacheformat import CacheKey
 from hybrid.core.source import FaultySource, MemorySource
 
 CHUNK = 65536
 GIB = 1 << 30
 DIGEST = "sha256:" + "0123456789abcdef" * 4
+REGISTRY = "https://registry.example"
 CHILD = Path(__file__).with_name("cache_child.py")
 
 
@@ -32,8 +34,8 @@ def digest(number: int) -> str:
     return f"sha256:{number:064x}"
 
 
-def blob_path(directory: Path, name: str = DIGEST) -> Path:
-    return directory / f"{name.replace(':', '-')}.blob"
+def blob_path(directory: Path, size: int, name: str = DIGEST) -> Path:
+    return directory / CacheKey(REGISTRY, name, size).file_name
 
 
 def remote(data: bytes, fault=lambda offset, length: None) -> FaultySource:
