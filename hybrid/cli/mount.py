@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from hybrid.cli.output import print_json
 from hybrid.config import load_global_config
 from hybrid.core.device import Device
 from hybrid.core.image import ImageRequest, open_image
+from hybrid.core.reference import parse_image
 from hybrid.errors import UsageError
 from hybrid.mount.attach import MountRequest, attach
 from hybrid.mount.foreground import supervise
@@ -19,7 +21,7 @@ from hybrid.mount.preflight import MODES
 
 @click.command("mount")
 @click.argument("image")
-@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("mountpoint", required=False)
 @click.option(
     "--mode", type=click.Choice(MODES), default="auto", show_default=True, help="The front end."
 )
@@ -33,7 +35,7 @@ from hybrid.mount.preflight import MODES
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     image: str,
-    mountpoint: Path | None,
+    mountpoint: str | None,
     mode: str,
     no_mount: bool,
     foreground: bool,
@@ -48,7 +50,10 @@ def command(
     """
     if no_mount == (mountpoint is not None):
         raise UsageError("give a MOUNTPOINT, or --no-mount to expose the disk as a file only")
+    if mountpoint == "":
+        raise UsageError("MOUNTPOINT is empty", hint="an unset variable in a script?")
     settings = load_global_config(config)
+    parse_image(image)  # a name that makes no sense needs no server to say so
     wanted = ImageRequest(image, settings, platform, insecure)
 
     async def open_device() -> Device:
@@ -56,12 +61,19 @@ def command(
 
     record = attach(
         MountRequest(
-            image, open_device, mountpoint, mode, foreground, settings.log_level, settings.log_path
+            image,
+            open_device,
+            Path(mountpoint) if mountpoint else None,
+            mode,
+            foreground,
+            settings.log_level,
+            settings.log_path,
         )
     )
     if as_json:
         print_json(describe_record(record, "ready"))
     else:
-        click.echo(record.mountpoint or str(record.disk))
+        # As bytes: a name that is no UTF-8 must come out as it is, for $(hybrid mount ...).
+        click.echo(os.fsencode(record.mountpoint or record.disk))
     if foreground:
         supervise(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import click
 
@@ -23,6 +24,8 @@ def command(target: str, lazy: bool, as_json: bool) -> None:
     A mount in use is left alone, and its users are named.
     """
     record = find_target(target)
+    # We may have been started inside of what is to be unmounted.
+    os.chdir("/")
     ended = detach(record, lazy=lazy)
     if not ended:
         logger.info("detached; server %d ends with the last user of the tree", record.pid)

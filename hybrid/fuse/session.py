@@ -30,6 +30,8 @@ _SPIN_NS = 50_000
 """How long to look for the next request before sleeping. Waking up takes some 20 us or more."""
 _HOT_NS = 200_000
 """A request that came within this time lets us look for the next one in the same way."""
+_MAX_TASKS = 1000
+"""Reads that may wait at the same time, each in a task; beyond that all wait."""
 _TURN_NS = 300_000
 """How long other tasks (fetches, the control socket) may have to wait for their turn."""
 
@@ -60,7 +62,7 @@ def close_session() -> None:
 async def run_session() -> None:
     """Answer the kernel until the FUSE mount is gone, or until cancelled."""
     with _lent_tools():
-        await pyfuse3.main()
+        await pyfuse3.main(max_tasks=_MAX_TASKS)
 
 
 class BargingLock:

@@ -21,7 +21,7 @@ from hybrid.mount.daemon import fork_server
 from hybrid.mount.detach import force_end, unmount_ours
 from hybrid.mount.foreground import SUPERVISED_SIGNALS
 from hybrid.mount.server import OpenDevice, ServerJob
-from hybrid.mount.state import MountRecord, create_record
+from hybrid.mount.state import MountRecord, create_record, exclusive_records
 
 _STOP_SECONDS = 3.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -114,7 +114,11 @@ class _Attachment:
                 pid_start_time=server.start_time,
                 mountpoint=str(self._mountpoint or ""),
             )
-            record.save()
+            # Of two commands for one mount point that got here, the first to save wins.
+            with exclusive_records():
+                if record.mountpoint:
+                    preflight.check_claim(record)
+                record.save()
         return record, self._channel
 
     def _note(self, **changes: object) -> MountRecord:

@@ -84,7 +84,8 @@ def _unmount_tree(record: MountRecord, lazy: bool) -> None:
     try:
         _umount_bounded(record, Path(record.mountpoint), lazy)
     except OSError as error:
-        raise _umount_error(error, record.mountpoint) from error
+        stopped = record.server.state() == "T"
+        raise _umount_error(error, record.mountpoint, stopped=stopped) from error
 
 
 def _unmount_file(record: MountRecord, lazy: bool) -> None:
@@ -96,7 +97,8 @@ def _unmount_file(record: MountRecord, lazy: bool) -> None:
     try:
         _umount_bounded(record, record.fuse_directory, lazy)
     except OSError as error:
-        raise _umount_error(error, str(record.fuse_directory)) from error
+        stopped = record.server.state() == "T"
+        raise _umount_error(error, str(record.fuse_directory), stopped=stopped) from error
 
 
 def _umount_bounded(record: MountRecord, target: Path, lazy: bool) -> None:
@@ -116,18 +118,19 @@ def _umount_bounded(record: MountRecord, target: Path, lazy: bool) -> None:
         raise
 
 
-def _umount_error(error: OSError, target: str) -> HybridError:
+def _umount_error(error: OSError, target: str, *, stopped: bool) -> HybridError:
     if error.errno == errno.EBUSY:
-        return _busy(target)
+        return _busy(target, stopped)
     if error.errno == errno.EPERM:
         return PermissionNeededError(f"cannot unmount {target}: not allowed", hint="try with sudo")
     return SystemSupportError(f"cannot unmount {target}: {error.strerror}")
 
 
-def _busy(target: str) -> BusyError:
+def _busy(target: str, stopped: bool = False) -> BusyError:
     return BusyError(
         f"{target} is in use by {describe_holders(target)}",
-        hint="end that, or use --lazy",
+        # A process that waits for a stopped server cannot be ended.
+        hint="its server is stopped: use --lazy" if stopped else "end that, or use --lazy",
     )
 
 

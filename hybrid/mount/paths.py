@@ -5,11 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-from hybrid.errors import NotFoundError
+from hybrid.errors import MountPointError, NotFoundError, UsageError
 from hybrid.mount.mountinfo import MountEntry, read_mountinfo, top_mount
 from hybrid.mount.state import MountRecord, read_records
 
 _MAX_LINKS = 40  # as the kernel
+_MIN_PREFIX = 4
+"""Digits of an id that name a mount: fewer may be meant as the name of a directory."""
+
+
+def absolute(path: str) -> str:
+    """``path`` made absolute without looking at it. Raises MountPointError without a directory."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise MountPointError(
+            f"cannot tell what {path} is: the current directory does not exist any more",
+            hint="use an absolute path, or an id",
+        ) from error
 
 
 def resolve_outside(path: str, barriers: Collection[str]) -> str:
@@ -17,7 +30,7 @@ def resolve_outside(path: str, barriers: Collection[str]) -> str:
 
     A barrier is an absolute path, such as a mount point whose file system may not answer.
     """
-    pending = os.path.abspath(path).split("/")[:0:-1]
+    pending = absolute(path).split("/")[:0:-1]
     done = ""
     links = 0
     while pending:
@@ -62,15 +75,20 @@ def is_mounted(record: MountRecord, entries: Collection[MountEntry]) -> bool:
 
 def find_target(target: str) -> MountRecord:
     """The mount at a mount point, of an exposed file, or with an id (prefix). Or NotFoundError."""
+    if not target:
+        raise UsageError("MOUNTPOINT|ID is empty", hint="an unset variable in a script?")
     records = read_records()
+    for record in records:
+        if record.id == target:
+            return record
     entries = read_mountinfo()
     path = resolve_outside(target, barriers_of(records))
-    for name in (os.path.abspath(target), path):
+    for name in (absolute(target), path):
         found = [record for record in records if name in _places(record)]
         if found:
             # An older mount there may have been taken away behind our back.
             return max(found, key=lambda record: (is_mounted(record, entries), record.created))
-    if "/" not in target and target.strip("0123456789abcdef") == "":
+    if len(target) >= _MIN_PREFIX and target.strip("0123456789abcdef") == "":
         return _find_id(records, target)
     raise _not_found(target, top_mount(entries, path))
 

@@ -15,11 +15,13 @@ from hybrid.errors import (
     SystemSupportError,
     UsageError,
 )
+from hybrid.mount.bounded import run_bounded
 from hybrid.mount.mountinfo import MountEntry, read_mountinfo, top_mount
-from hybrid.mount.paths import resolve_outside
+from hybrid.mount.paths import is_mounted, resolve_outside
 from hybrid.mount.state import MountRecord, read_records
 
 _FUSE = Path("/dev/fuse")
+_LOOK_SECONDS = 3.0
 MODES = ("auto", "fuse", "tcmu")
 
 
@@ -79,10 +81,28 @@ def check_mountpoint(path: Path) -> Path:
     # Asked before any stat: a dead mount would not answer that.
     outside = resolve_outside(str(path), {entry.mount_point for entry in entries} - {"/"})
     _check_not_mounted(path, outside, records, entries)
-    resolved = os.path.realpath(outside)
+    resolved, mode = _look_at(path, outside)
     _check_not_mounted(path, resolved, records, entries)
-    _check_directory(path, Path(resolved))
+    if not stat.S_ISDIR(mode):
+        raise MountPointError(f"the mount point {path} is not a directory")
     return Path(resolved)
+
+
+def check_claim(record: MountRecord) -> None:
+    """Raises BusyError if another mount that is being made, or stands, has this mount point.
+
+    Call it while nobody else can save a record.
+    """
+    entries = read_mountinfo()
+    for other in read_records():
+        if other.id == record.id or other.mountpoint != record.mountpoint:
+            continue
+        if other.server.is_alive() and (not other.ready or is_mounted(other, entries)):
+            raise BusyError(
+                f"{record.mountpoint} is being used for another mount ({other.image}, "
+                f"id {other.id})",
+                hint="choose another directory",
+            )
 
 
 def _check_not_mounted(
@@ -99,9 +119,15 @@ def _check_not_mounted(
     )
 
 
-def _check_directory(path: Path, resolved: Path) -> None:
+def _look_at(path: Path, outside: str) -> tuple[str, int]:
+    """The path without links, and its mode. Below a mount that does not answer this ends too."""
     try:
-        mode = resolved.stat().st_mode
+        resolved, mode = run_bounded(
+            f"looking at the mount point {path}",
+            lambda: [os.path.realpath(outside), os.stat(outside).st_mode],
+            _LOOK_SECONDS,
+        )
+        return resolved, mode
     except PermissionError as error:
         raise PermissionNeededError(f"cannot reach {path}: permission denied") from error
     except OSError as error:
@@ -110,5 +136,3 @@ def _check_directory(path: Path, resolved: Path) -> None:
                 f"the mount point {path} does not exist", hint=f"make it: mkdir -p {path}"
             ) from error
         raise MountPointError(f"cannot use {path} as mount point: {error.strerror}") from error
-    if not stat.S_ISDIR(mode):
-        raise MountPointError(f"the mount point {path} is not a directory")

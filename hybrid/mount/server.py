@@ -160,7 +160,7 @@ class MountServer:
         return self._disk is not None and self._disk.open_handles > 0
 
     def _end_orderly(self) -> None:
-        if not (self._is_used() and self._job.will_be_mounted):
+        if not self._is_used():
             self._scope.cancel()
             return
         self._ends_when_idle = True

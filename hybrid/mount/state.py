@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import secrets
@@ -148,6 +149,17 @@ def _check_private(root: Path) -> None:
         f"the state directory {root} {problem}, but must be a directory of yours with mode 0700",
         hint="correct or remove it, or name another one in HYBRID_STATE_DIR",
     )
+
+
+@contextlib.contextmanager
+def exclusive_records() -> Iterator[None]:
+    """While this is held, no other process that asks for it saves a record. Only for a moment."""
+    descriptor = os.open(state_root(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_records() -> list[MountRecord]:
