@@ -123,14 +123,19 @@ class TestRecords:
             with pytest.raises(PermissionNeededError, match="mode 0750"):
                 attempt()
 
-    def test_ids_are_found_by_unique_prefixes(self, root: Path) -> None:
-        records = [create_record("image", "fuse", "why") for _ in range(20)]
-        assert find_target(records[3].id).id == records[3].id
-        # 20 ids with 16 first digits: two share one.
-        firsts = [record.id[0] for record in records]
-        shared = next(digit for digit in firsts if firsts.count(digit) > 1)
-        with pytest.raises(NotFoundError, match="mounts have an id that starts with"):
-            find_target(shared)
+    def test_ids_are_found_by_unique_prefixes(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ids = iter(["abcd0001", "abcd0002", "12345678"])
+        monkeypatch.setattr("hybrid.mount.state.secrets.token_hex", lambda size: next(ids))
+        for _ in range(3):
+            create_record("image", "fuse", "why")
+        assert find_target("abcd0002").id == "abcd0002"
+        assert find_target("1234").id == "12345678"
+        with pytest.raises(NotFoundError, match="2 mounts have an id that starts with abcd"):
+            find_target("abcd")
+        with pytest.raises(NotFoundError, match="no mount of hybrid at or named 123"):
+            find_target("123")
 
 
 def test_where_the_state_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,6 @@ def _absolute(command: list[str]) -> list[str]:
 
 
 def test_mounts_of_root_are_not_ours(account: Account) -> None:
-    line = one_line(account.run(*account.hybrid("umount", "abc")), 4)
-    assert "no mount has an id that starts with abc" in line
+    line = one_line(account.run(*account.hybrid("umount", "abcd")), 4)
+    assert "no mount has an id that starts with abcd" in line
     assert "sudo" in line
