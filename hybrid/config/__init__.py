@@ -19,6 +19,7 @@ from hybrid.config.image_config import (
     UpperConfig,
     load_image_config,
     local_layer_path,
+    local_layer_paths,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "load_global_config",
     "load_image_config",
     "local_layer_path",
+    "local_layer_paths",
 ]

@@ -148,15 +148,20 @@ def load_image_config(path: Path) -> ImageConfig:
     return config
 
 
-def local_layer_path(lower: LowerConfig) -> Path | None:
-    """The local file of a layer: the first candidate that exists (spec: image-config 3.1).
+def local_layer_paths(lower: LowerConfig) -> list[Path]:
+    """Where the local file of a layer may be, best first (spec: image-config 3.1).
 
-    None: the layer must come from the registry. Without a directory nothing is looked for in one.
+    Without a directory nothing is looked for in one.
     """
     candidates = [] if lower.file is None else [lower.file]
     if lower.directory is not None:
         candidates += [lower.directory / name for name in COMMIT_NAMES]
-    return next((path for path in candidates if os.access(path, os.F_OK)), None)
+    return candidates
+
+
+def local_layer_path(lower: LowerConfig) -> Path | None:
+    """The first of these paths that exists. None: the layer must come from the registry."""
+    return next((path for path in local_layer_paths(lower) if os.access(path, os.F_OK)), None)
 
 
 def _check_stack(config: ImageConfig) -> None:
@@ -181,12 +186,12 @@ def _lowers(file: Path, items: list[Any]) -> tuple[LowerConfig, ...]:
 def _lower(file: Path, key: str, item: Any) -> LowerConfig:
     require_kind(file, key, item, Kind.OBJECT)
     found = check_object(file, item, LOWER_ROWS, place=f"{key}.", warn_unknown=False)
-    values = Values(file, LOWER_ROWS, found)
+    values = Values(file, LOWER_ROWS, found, place=f"{key}.")
     for name in ("digest", "targetDigest"):
         text = values.text(name)
         if text and _DIGEST.fullmatch(text) is None:
             hint = "sha256: and 64 digits 0-9 a-f"
-            refuse(file, f"{key}.{name}", f"{text!r} is no sha256 digest", hint)
+            values.refuse(name, f"{text!r} is no sha256 digest", hint)
     lower = LowerConfig(
         file=values.path("file"),
         directory=values.path("dir"),
@@ -203,7 +208,7 @@ def _lower(file: Path, key: str, item: Any) -> LowerConfig:
 
 def _upper(file: Path, item: dict[str, Any]) -> UpperConfig | None:
     found = check_object(file, item, UPPER_ROWS, place="upper.", warn_unknown=False)
-    values = Values(file, UPPER_ROWS, found)
+    values = Values(file, UPPER_ROWS, found, place="upper.")
     index, data = values.path("index"), values.path("data")
     if index is not None and data is not None:
         return UpperConfig(index, data, values.path("target"), values.path("gzipIndex"))

@@ -56,10 +56,21 @@ class Setting:
 
 
 class Values:
-    """The checked values of one file. Getters give the row's default where the key is absent."""
+    """The checked values of one object. Getters give the row's default where the key is absent.
 
-    def __init__(self, file: Path | None, rows: Iterable[Setting], values: dict[str, Any]) -> None:
+    ``place`` goes in front of keys in messages (``lowers[2].``).
+    """
+
+    def __init__(
+        self,
+        file: Path | None,
+        rows: Iterable[Setting],
+        values: dict[str, Any],
+        *,
+        place: str = "",
+    ) -> None:
         self.file = file
+        self._place = place
         self._rows = {row.key: row for row in rows}
         self._values = values
 
@@ -79,10 +90,15 @@ class Values:
         return float(self._value(key))
 
     def path(self, key: str) -> Path | None:
-        """A file name; relative ones start at the directory of the file. None if empty."""
+        """A file name; relative ones start at the directory of the file. None if empty.
+
+        Raises ConfigError for ``~``, which only a shell would understand.
+        """
         text = self.text(key)
         if not text:
             return None
+        if text.startswith("~"):
+            self.refuse(key, f"{text!r}: '~' is no home directory here", "write the whole path")
         return Path(text) if self.file is None else self.file.absolute().parent / text
 
     def mapping(self, key: str) -> dict[str, Any]:
@@ -91,7 +107,8 @@ class Values:
 
     def refuse(self, key: str, problem: str, hint: str = "") -> NoReturn:
         """Raise the ConfigError that says what is wrong with a key."""
-        raise ConfigError(f"{self.file or 'built-in defaults'}: {key}: {problem}", hint=hint)
+        where = f"{self.file or 'built-in defaults'}: {self._place}{key}"
+        raise ConfigError(f"{where}: {problem}", hint=hint)
 
     def _value(self, key: str) -> Any:
         return self._values.get(key, self._rows[key].default)
@@ -234,6 +251,10 @@ def _is_plain(text: str) -> bool:
 def _report_unknown(file: Path, place: str, key: str, known: set[str], warn: bool) -> None:
     by_lower = {name.rstrip(".").lower(): name.rstrip(".") for name in known}
     close = difflib.get_close_matches(key.lower(), by_lower, n=1, cutoff=0.75)
-    hint = f"; did you mean {by_lower[close[0]]}?" if close else ""
+    meant = by_lower[close[0]] if close else ""
+    hint = f"; did you mean {meant}?" if meant else ""
+    if meant == key:
+        # Only how it is written is wrong: with a dot in the key itself.
+        hint = "; write an object inside of an object instead of a dot"
     level = logging.WARNING if warn else logging.DEBUG
     logger.log(level, "%s: unknown key %s ignored%s", file, ascii(place + key)[1:-1], hint)

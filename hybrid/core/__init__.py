@@ -8,9 +8,9 @@ Codecs, PURE       tarball     the one-member tar wrapper
                    zfile       seekable compression   lsmt        the layer format and the merge
 Sources            source      file, memory, faults   cache       persistent, shared by processes
                    registry    OCI distribution       layout      OCI image layout on disk
-Behind registry    fetch, auth, challenge, redirect, retry, byte_range, transport, tls,
-                   http_errors, connection_errors, registry_settings;
-                   credentials, credential_service
+Behind registry    fetch, auth, challenge, redirect, retry, byte_range, transport, tls, origins,
+                   proxies, hosts, http_errors, connection_errors, registry_settings;
+                   credentials, credential_service, credential_helper
 Behind cache       cacheblob, cachefile, cacheformat (PURE)
 From blob to disk  stream      plain or expanded      opening     blob -> layer, by its tail
                    layer       an open layer          disk        layers -> Device

@@ -5,7 +5,8 @@ so that later requests carry their header at once. Tokens are cached until they 
 
 Concurrency: one lock per token key makes token requests single-flight. Under it the cache is
 looked at again, so a waiter uses what the first one got; a waiter that saw a failure happen while
-it waited raises the same failure instead of asking again.
+it waited raises the same failure instead of asking again. Where a token came from is forgotten
+when it cannot be renewed there: the registry is asked again, and may name another token server.
 """
 
 from __future__ import annotations
@@ -22,15 +23,19 @@ import trio
 
 from hybrid.core.challenge import Challenge
 from hybrid.core.credentials import Credentials, Login
+from hybrid.core.hosts import host_name, is_loopback
 from hybrid.core.http_errors import status_error
 from hybrid.core.reference import RegistryReference
-from hybrid.core.transport import Transport, is_loopback
-from hybrid.errors import AuthError, NetworkError
+from hybrid.core.retry import TransientError
+from hybrid.core.transport import Transport
+from hybrid.errors import AuthError, HybridError, NetworkError
 
 CLIENT_ID = "hybrid"
 DEFAULT_TOKEN_SECONDS = 60.0
 MAX_TOKEN_SECONDS = 86400.0
 MAX_TOKEN_ANSWER_BYTES = 1 << 20
+MAX_SLOTS = 256
+"""How many tokens are kept; a registry may name a new scope in each challenge."""
 LOGIN_HINT = "log in with `docker login`, or check the credential file"
 
 
@@ -53,7 +58,7 @@ class TokenSlot:
     lock: trio.Lock = field(default_factory=trio.Lock)
     token: str = ""
     expires: float = 0.0
-    failure: AuthError | None = None
+    failure: HybridError | TransientError | None = None
     failed_at: float = 0.0
 
     @property
@@ -80,8 +85,21 @@ class Authenticator:
         key = self._bearer.get(ref.name)
         if key is None:
             return self._basic.get(ref.name)
-        header, _ = await self._token_header(key, ref, stale=None)
+        try:
+            header, _ = await self._token_header(key, ref, stale=None)
+        except trio.Cancelled:
+            # Maybe that server was silent until the time was up: the next one asks the registry.
+            self._forget(ref, key)
+            raise
+        except (TransientError, HybridError):
+            # An anonymous request learns where tokens come from now.
+            self._forget(ref, key)
+            return None
         return header
+
+    def _forget(self, ref: RegistryReference, key: TokenKey) -> None:
+        if self._bearer.get(ref.name) == key:
+            del self._bearer[ref.name]
 
     async def answer(
         self, ref: RegistryReference, challenges: Sequence[Challenge], sent: str | None, tls: bool
@@ -104,8 +122,10 @@ class Authenticator:
             chosen.parameters.get("service", ""),
             chosen.parameters.get("scope") or f"repository:{ref.repository}:pull",
         )
+        answer = await self._token_header(key, ref, stale=sent)
         self._bearer[ref.name] = key
-        return await self._token_header(key, ref, stale=sent)
+        self._basic.pop(ref.name, None)
+        return answer
 
     async def _basic_header(self, ref: RegistryReference, sent: str | None) -> str:
         login = await self._credentials.lookup(ref.host, ref.repository)
@@ -115,13 +135,21 @@ class Authenticator:
         if header == sent:
             raise AuthError(f"{ref.host} refuses the login of {login.username!r}", hint=LOGIN_HINT)
         self._basic[ref.name] = header
+        self._bearer.pop(ref.name, None)
         return header
+
+    def _slot(self, key: TokenKey) -> TokenSlot:
+        if key not in self._slots:
+            if len(self._slots) >= MAX_SLOTS:
+                self._slots = {k: s for k, s in self._slots.items() if s.lock.locked()}
+            self._slots[key] = TokenSlot()
+        return self._slots[key]
 
     async def _token_header(
         self, key: TokenKey, ref: RegistryReference, stale: str | None
     ) -> tuple[str, bool]:
         """(a Bearer header that is not ``stale``, whether its token was fetched just now)."""
-        slot = self._slots.setdefault(key, TokenSlot())
+        slot = self._slot(key)
         asked_at = trio.current_time()
         if slot.usable(stale):
             return slot.header, False
@@ -129,12 +157,12 @@ class Authenticator:
             if slot.usable(stale):
                 return slot.header, False
             if slot.failure is not None and slot.failed_at > asked_at:
-                raise AuthError(slot.failure.message, hint=slot.failure.hint)
+                raise copy_of(slot.failure)
             sent_at = trio.current_time()
             try:
                 slot.token, seconds = await self._fetch_token(key, ref)
-            except AuthError as error:
-                slot.failure, slot.failed_at = error, trio.current_time()
+            except (TransientError, HybridError) as error:
+                slot.failure, slot.failed_at = copy_of(error), trio.current_time()
                 raise
             slot.expires = sent_at + usable_seconds(seconds)
             # A token that expires at once still serves the request it was fetched for.
@@ -164,6 +192,13 @@ class Authenticator:
         return parse_token(data, response.url.host)
 
 
+def copy_of(failure: HybridError | TransientError) -> HybridError | TransientError:
+    """The same failure for another task, which may add to it."""
+    if isinstance(failure, TransientError):
+        return TransientError(failure.error, failure.retry_after)
+    return type(failure)(failure.message, hint=failure.hint)
+
+
 def choose(challenges: Sequence[Challenge]) -> Challenge | None:
     """The challenge to answer: Bearer (with a realm) before Basic, whatever their order."""
     for challenge in challenges:
@@ -190,11 +225,13 @@ def check_realm(key: TokenKey, ref: RegistryReference, login: Login | None) -> N
     try:
         parts = urlsplit(key.realm)
         name = parts.hostname or ""
+        usable = parts.scheme in ("http", "https") and name != "" and parts.port != 0
     except ValueError:
-        parts, name = urlsplit(""), ""
-    if parts.scheme not in ("http", "https") or not name:
+        usable = False
+    if not usable:
         raise AuthError(f"{ref.host} names a token server that is no URL: {key.realm[:100]!r}")
-    if login is not None and key.tls and parts.scheme == "http" and not is_loopback(name):
+    private = is_loopback(name) and is_loopback(host_name(ref.host))
+    if login is not None and key.tls and parts.scheme == "http" and not private:
         raise AuthError(
             f"{ref.host} has TLS, but its token server {name} has not",
             hint="the login is not sent in the clear; tell the registry's operator",
@@ -226,7 +263,7 @@ def parse_token(data: bytes, host: str) -> tuple[str, float]:
     seconds = fields.get("expires_in")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         seconds = DEFAULT_TOKEN_SECONDS
-    return token, min(float(seconds), MAX_TOKEN_SECONDS)
+    return token, float(min(seconds, MAX_TOKEN_SECONDS))
 
 
 def usable_seconds(lifetime_seconds: float) -> float:

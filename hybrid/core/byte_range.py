@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from hybrid.errors import FormatError, NetworkError
 
-_CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)", re.ASCII)
+_CONTENT_RANGE = re.compile(
+    r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)", re.ASCII | re.IGNORECASE
+)
 OTHER_SIZE_HINT = "the blob is damaged or was replaced; push the image again"
 
 
@@ -56,7 +58,8 @@ def check_range_answer(
         raise FormatError(
             f"{what}: the blob has {total} bytes, the manifest says {size}", hint=OTHER_SIZE_HINT
         )
-    if (first, last, total) != (offset, offset + length - 1, size):
+    # An unknown total is allowed: the bytes are named, and there are as many as asked for.
+    if (first, last) != (offset, offset + length - 1):
         raise NetworkError(
             f"{what}: bytes {offset}-{offset + length - 1}/{size} were asked for, but the answer "
             f"has {first}-{last}/{'*' if total is None else total}"

@@ -6,17 +6,22 @@ The only place that knows the exceptions of httpx, and which of them may pass.
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
 import httpx
 
+from hybrid.core.http_errors import TRANSIENT_STATUSES
+from hybrid.core.proxies import HINT as PROXY_HINT
+from hybrid.core.proxies import Proxy
 from hybrid.core.registry_settings import RegistrySettings
 from hybrid.core.retry import TransientError
 from hybrid.core.tls import trust_hint
-from hybrid.errors import CertificateError, HybridError, NetworkError
+from hybrid.errors import AuthError, CertificateError, HybridError, NetworkError
 
 NOT_TLS_REASONS = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
@@ -39,42 +44,58 @@ class ConnectTimeoutError(UnreachableError):
 
 
 @contextmanager
-def translated_errors(url: str, settings: RegistrySettings) -> Iterator[None]:
-    """Exceptions of httpx leave as TransientError or HybridError."""
+def translated_errors(
+    url: str, settings: RegistrySettings, proxy: Proxy | None = None
+) -> Iterator[None]:
+    """Exceptions of httpx, on the way to ``url``, leave as TransientError or HybridError.
+
+    So does a UnicodeError: what the look-up of a name raises that breaks the rules for names.
+    """
     try:
         yield
+    except UnicodeError as error:
+        host = proxy.name if proxy is not None else netloc(url)
+        message = f"there is no host {host}: the name breaks the rules for names of hosts"
+        raise NetworkError(message, hint="check the name") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise translate(error, url, settings) from error
+        raise translate(error, url, settings, proxy) from error
 
 
 def translate(
-    error: httpx.HTTPError | httpx.InvalidURL, url: str, settings: RegistrySettings
+    error: httpx.HTTPError | httpx.InvalidURL,
+    url: str,
+    settings: RegistrySettings,
+    proxy: Proxy | None = None,
 ) -> HybridError | TransientError:
     """The error for an exception of httpx on the way to ``url``."""
     host = netloc(url)
+    way = f"{host} by way of the proxy {proxy.name}" if proxy is not None else host
     causes = list(_causes(error))
     if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
         return NetworkError(f"the server names an address that cannot be used: {error}")
+    if isinstance(error, httpx.ProxyError):
+        return _proxy_failure(error, way)
     if isinstance(error, httpx.ConnectTimeout):
-        return ConnectTimeoutError(NetworkError(f"cannot connect to {host} in time"))
+        return ConnectTimeoutError(NetworkError(f"cannot connect to {way} in time"))
     if isinstance(error, httpx.TimeoutException):
-        silent = f"{host} was silent for {settings.read_seconds:g} s"
+        silent = f"{way} was silent for {settings.read_seconds:g} s"
         return TransientError(NetworkError(silent))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             message = f"the certificate of {host} is not trusted: {cause.verify_message}"
             return CertificateError(message, hint=trust_hint(host, settings.certs_directories))
         if isinstance(cause, ssl.SSLError):
-            return _tls_failure(cause, host)
+            return _tls_failure(cause, way)
         if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
-            return NetworkError(f"there is no host {host}: {cause.strerror}", hint="check the name")
-    if isinstance(error, httpx.ProxyError):
-        return NetworkError(f"the proxy refuses {host}: {error}", hint="see HTTPS_PROXY, NO_PROXY")
+            name = f"proxy {proxy.name}" if proxy is not None else f"host {host}"
+            hint = PROXY_HINT if proxy is not None else "check the name"
+            return NetworkError(f"there is no {name}: {cause.strerror}", hint=hint)
     reason = _reason(error, causes)
     if isinstance(error, httpx.ConnectError):
-        hint = "is it running, and is the port right?"
-        return UnreachableError(NetworkError(f"cannot connect to {host}: {reason}", hint=hint))
-    return TransientError(NetworkError(f"the connection to {host} broke: {reason}"))
+        peer = f"the proxy {proxy.name} (to {host})" if proxy is not None else host
+        hint = PROXY_HINT if proxy is not None else "is it running, and is the port right?"
+        return UnreachableError(NetworkError(f"cannot connect to {peer}: {reason}", hint=hint))
+    return TransientError(NetworkError(f"the connection to {way} broke: {reason}"))
 
 
 def netloc(url: str) -> str:
@@ -83,6 +104,17 @@ def netloc(url: str) -> str:
         return httpx.URL(url).netloc.decode()
     except httpx.InvalidURL:
         return "?"
+
+
+def _proxy_failure(error: httpx.ProxyError, way: str) -> HybridError | TransientError:
+    """A proxy that makes no tunnel. httpx keeps its status only in the text of the exception."""
+    match = re.match(r"(\d{3})\b", str(error))
+    status = int(match[1]) if match is not None else 0
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return AuthError(f"no connection to {way}: it wants a login (407)", hint=PROXY_HINT)
+    answer = f"it answers {status}" if status else "it refuses"
+    failure = NetworkError(f"no connection to {way}: {answer}", hint=PROXY_HINT)
+    return TransientError(failure) if status in TRANSIENT_STATUSES else failure
 
 
 def _tls_failure(cause: ssl.SSLError, host: str) -> TransientError:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import trio
 
 from hybrid.core.http_body import read_up_to
+from hybrid.core.http_errors import TRANSIENT_STATUSES
 from hybrid.core.registry_settings import CredentialSettings
+from hybrid.core.retry import TransientError
 from hybrid.errors import AuthError, ConfigError, NetworkError
 
 MAX_ANSWER_BYTES = 1 << 20
@@ -20,28 +24,70 @@ MAX_ANSWER_BYTES = 1 << 20
 async def fetch_auths(settings: CredentialSettings, host: str, repository: str) -> Any:
     """Ask the service for the ``auths`` object that applies to a repository.
 
-    Raises NetworkError (no answer), AuthError (it refused), ConfigError (not usable as set up).
+    Raises TransientError (no answer, or one that may pass), NetworkError (no usable answer),
+    AuthError (it refused), ConfigError (not usable as set up).
     """
-    what = f"credential service {settings.path!r} (credentialConfig.path)"
+    what = service_name(settings)
     blobs = quote(f"https://{host}/v2/{repository}/blobs/", safe="")
     base = "http://localhost/auth" if settings.mode == "uds" else settings.path
     url = f"{base}{'&' if '?' in base else '?'}remote_url={blobs}"
-    try:
+    with _translated_errors(settings, what):
         # httpx bounds each step; this bounds them all.
         with trio.fail_after(settings.timeout_seconds):
             async with _client(settings, what) as client, client.stream("GET", url) as answer:
-                if answer.status_code != 200:
-                    raise NetworkError(f"{what} answers with status {answer.status_code}")
+                status = answer.status_code
                 data, too_long = await read_up_to(answer, MAX_ANSWER_BYTES)
-    except trio.TooSlowError as error:
-        raise NetworkError(f"{what}: no answer in {settings.timeout_seconds:g} s") from error
-    except httpx.UnsupportedProtocol as error:
-        raise ConfigError(f"{what} is no URL of mode {settings.mode}") from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise NetworkError(f"{what}: {error or type(error).__name__}") from error
+    if status != 200:
+        failure = NetworkError(f"{what} answers with status {status}")
+        raise TransientError(failure) if status in TRANSIENT_STATUSES else failure
     if too_long:
         raise NetworkError(f"{what} answers with more than {MAX_ANSWER_BYTES} bytes")
     return _auths(data, what)
+
+
+def service_name(settings: CredentialSettings) -> str:
+    """The service, for messages: without what may be secret in its URL (login, query)."""
+    shown = settings.path if settings.mode == "uds" else _public_url(settings.path)
+    return f"credential service {shown} (credentialConfig.path)"
+
+
+def _public_url(url: str) -> str:
+    """Host and path of a URL; "?" if it is so odd that one cannot tell what of it is secret."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return "?"
+    # An "@" after the host: a password with "/", "?" or "#" in it was taken for the rest.
+    if not host or "@" in parts.path + parts.query + parts.fragment:
+        return "?"
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{f':{port}' if port is not None else ''}{parts.path}"
+
+
+@contextmanager
+def _translated_errors(settings: CredentialSettings, what: str) -> Iterator[None]:
+    try:
+        yield
+    except trio.TooSlowError as error:
+        failure = NetworkError(f"{what}: no answer in {settings.timeout_seconds:g} s")
+        raise TransientError(failure) from error
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError):
+        # Not chained, and without its text: that can be a part of the password.
+        raise ConfigError(f"{what} is no URL of mode {settings.mode}") from None
+    except httpx.HTTPError as error:
+        failure = NetworkError(f"{what}: {error or type(error).__name__}")
+        if _is_untrusted(error):
+            raise failure from error
+        raise TransientError(failure) from error
+
+
+def _is_untrusted(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _client(settings: CredentialSettings, what: str) -> httpx.AsyncClient:

@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import trio
-
-from hybrid.core.credential_service import fetch_auths
+from hybrid.core.credential_helper import ask_helper
+from hybrid.core.credential_service import fetch_auths, service_name
 from hybrid.core.reference import DOCKER_HUB, DOCKER_HUB_API
 from hybrid.core.registry_settings import CredentialSettings
 from hybrid.errors import ConfigError
@@ -61,7 +60,8 @@ class Credentials:
     async def lookup(self, host: str, repository: str) -> Login | None:
         """The login for ``host`` (as in the image's name) or None for anonymous.
 
-        Raises ConfigError (a broken file or helper, named), NetworkError or AuthError (service).
+        Raises ConfigError (a broken file or helper, named); of a service also AuthError,
+        NetworkError, or TransientError if it is worth asking again.
         """
         login = await self._from_overlaybd(host, repository)
         if login is None:
@@ -74,7 +74,7 @@ class Credentials:
         mode, path = self._settings.mode, self._settings.path
         if mode in SERVICE_MODES:
             auths = await fetch_auths(self._settings, host, repository)
-            return match_auths(auths, host, repository, f"credential service {path}")
+            return match_auths(auths, host, repository, service_name(self._settings))
         if mode not in ("", "file"):
             raise ConfigError(
                 f"credentialConfig.mode {mode!r} is not known",
@@ -92,7 +92,7 @@ class Credentials:
         document = read_json_object(file)
         helper = _helper_for(document, host, file)
         if helper:
-            login = await ask_helper(helper, host, file, self._settings.helper_seconds)
+            login = await _ask_helper(helper, host, file, self._settings.helper_seconds)
             if login is not None:
                 return login
         return match_auths(document.get("auths"), host, repository, str(file))
@@ -221,43 +221,12 @@ def _helper_for(document: dict[str, Any], host: str, file: Path) -> str:
     return store
 
 
-async def ask_helper(name: str, host: str, file: Path, timeout_seconds: float) -> Login | None:
-    """Run ``docker-credential-NAME get``; None if it has nothing for the host."""
-    program = f"docker-credential-{name}"
+async def _ask_helper(name: str, host: str, file: Path, timeout_seconds: float) -> Login | None:
     server = DOCKER_HUB_KEY if _plain_host(host) == DOCKER_HUB else host
-    what = f"credential helper {program} (named in {file})"
-    try:
-        with trio.fail_after(timeout_seconds):
-            result = await trio.run_process(
-                [program, "get"],
-                stdin=f"{server}\n".encode(),
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-            )
-    except trio.TooSlowError as error:
-        hint = "is it waiting for somebody to unlock it?"
-        raise ConfigError(f"{what}: no answer in {timeout_seconds:g} s", hint=hint) from error
-    except OSError as error:
-        hint = "install it, or take it out of that file"
-        raise ConfigError(f"{what} cannot be run: {error.strerror}", hint=hint) from error
-    if result.returncode == 0:
-        return _helper_login(what, result.stdout)
-    said = (result.stdout.strip() or result.stderr.strip()).decode(errors="replace")
-    if "credentials not found" in said.lower():
+    found = await ask_helper(name, server, file, timeout_seconds)
+    if found is None:
         return None
-    line = "".join(c for c in said.partition("\n")[0] if c.isprintable())[:200]
-    raise ConfigError(f"{what} failed: {line or 'it said nothing'}")
-
-
-def _helper_login(what: str, stdout: bytes) -> Login | None:
-    try:
-        answer = json.loads(stdout)
-        username, secret = answer["Username"], answer["Secret"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ConfigError(f"{what} gave no Username and Secret in JSON") from None
-    if not isinstance(username, str) or not isinstance(secret, str):
-        raise ConfigError(f"{what} gave a Username or Secret that is no string")
+    username, secret = found
     if username == TOKEN_USER:
         return Login("", "", secret)
     return Login(username, secret) if username else None

@@ -7,13 +7,13 @@ task that fetches that token.)
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import httpx
 
-from hybrid.core.auth import Authenticator
-from hybrid.core.challenge import parse_challenges
+from hybrid.core.auth import Authenticator, choose
+from hybrid.core.challenge import Challenge, parse_challenges
 from hybrid.core.credentials import Credentials
 from hybrid.core.redirect import (
     MAX_REDIRECTS,
@@ -107,12 +107,14 @@ class Fetcher:
             async with self._transport.registry_exchange(
                 ref.api_host, path, sent, scheme
             ) as response:
-                refused = response.status_code == 401
+                status = response.status_code
+                challenges = parse_challenges(response.headers.get_list("www-authenticate"))
+                outdated = number == 0 and header is not None and is_outdated(status, challenges)
+                refused = status == 401 or outdated
                 if not is_redirect(response) and (last or not refused):
                     return await consume(response)
                 url = response.url
                 location = response.headers.get("location", "")
-                challenges = parse_challenges(response.headers.get_list("www-authenticate"))
             if not refused:
                 return await self._follow(ref, Target(str(url)), location, sent, key, consume)
             header, last = await self._auth.answer(ref, challenges, header, url.scheme == "https")
@@ -142,3 +144,9 @@ class Fetcher:
                     return result
                 location = response.headers.get("location", "")
         raise NetworkError(f"{ref.host} redirects more than {MAX_REDIRECTS} times")
+
+
+def is_outdated(status: int, challenges: Sequence[Challenge]) -> bool:
+    """Whether a 403 is about a remembered token: some registries say so of an expired one."""
+    chosen = choose(challenges)
+    return status == 403 and chosen is not None and chosen.scheme == "bearer"

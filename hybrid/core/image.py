@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -17,6 +18,7 @@ from hybrid.config import (
     LowerConfig,
     load_image_config,
     local_layer_path,
+    local_layer_paths,
 )
 from hybrid.core.device import Source
 from hybrid.core.disk import LayeredDevice, first_error
@@ -41,10 +43,19 @@ from hybrid.core.reference import (
     parse_image,
 )
 from hybrid.core.source import FileSource
-from hybrid.errors import FormatError, UnsupportedError
+from hybrid.errors import (
+    ConfigError,
+    FormatError,
+    NotFoundError,
+    PermissionNeededError,
+    SystemSupportError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from hybrid.core.remote import RemoteBlobs
+
+logger = logging.getLogger("hybrid.core")
 
 MAX_NESTED_INDEXES = 4
 _PARALLEL_OPENS = 32
@@ -203,7 +214,8 @@ async def _plan(
 ) -> ImagePlan:
     if manifest.layers and not has_overlaybd_annotations(manifest):
         bottom = manifest.layers[0]
-        raise unannotated_image(name, await _first_bytes(source, bottom.digest, bottom.size))
+        first_bytes = await _first_bytes(source, bottom.digest, bottom.size) if bottom.size else b""
+        raise unannotated_image(name, first_bytes)
     layers = tuple(
         BlobPlan(
             layer.digest, _opener(source, layer.digest, layer.size), layer.media_type, layer.fs_type
@@ -241,32 +253,69 @@ async def _resolve_config(request: ImageRequest, path: Path, stack: AsyncExitSta
     lowers = config.data_lowers
     if not lowers:
         raise UnsupportedError(f"{path} has no layer with data")
-    local = [local_layer_path(lower) for lower in lowers]
     for number, lower in enumerate(lowers):
         if lower.is_turbo:
             raise UnsupportedError(
                 f"{path}: lowers[{number}]: TurboOCI layers are not supported yet"
             )
-    remote = None
-    if None in local:
-        scheme, ref = parse_blob_url(config.repo_blob_url)
-        remote = await _open_remote(request, ref, stack, scheme)
+    local: list[FileSource | None] = []
+    for number, lower in enumerate(lowers):
+        local.append(_open_local(config, number, lower))
+        if (file := local[-1]) is not None:
+            stack.push_async_callback(file.aclose)
+    remote = await _remote_of_config(request, config, stack) if None in local else None
     plans = tuple(
         _lower_plan(config, lower, file, remote) for lower, file in zip(lowers, local, strict=True)
     )
     return ImagePlan(str(path), "", plans, remote=remote)
 
 
+def _open_local(config: ImageConfig, number: int, lower: LowerConfig) -> FileSource | None:
+    """The local file of a lower; None: it comes from the registry. Spec: image-config 3.1."""
+    path = local_layer_path(lower)
+    in_registry = bool(lower.digest and config.repo_blob_url)
+    where = f"{config.file}: lowers[{number}]"
+    if path is not None:
+        try:
+            return FileSource(path)
+        except (NotFoundError, PermissionNeededError, SystemSupportError) as error:
+            if not in_registry:
+                raise
+            logger.warning("%s: %s; it is read from the registry", where, error.message)
+    if in_registry:
+        return None
+    tried = ", ".join(str(candidate) for candidate in local_layer_paths(lower))
+    missing = " and ".join(
+        name
+        for name, value in (("digest", lower.digest), ("repoBlobUrl", config.repo_blob_url))
+        if not value
+    )
+    raise NotFoundError(
+        f"{where}: no such file: {tried}",
+        hint=f"to read the layer from a registry, {missing} must be set",
+    )
+
+
+async def _remote_of_config(
+    request: ImageRequest, config: ImageConfig, stack: AsyncExitStack
+) -> RemoteBlobs:
+    try:
+        scheme, ref = parse_blob_url(config.repo_blob_url)
+    except ConfigError as error:
+        raise ConfigError(f"{config.file}: {error.message}", hint=error.hint) from None
+    return await _open_remote(request, ref, stack, scheme)
+
+
 def _lower_plan(
-    config: ImageConfig, lower: LowerConfig, file: Path | None, remote: RemoteBlobs | None
+    config: ImageConfig, lower: LowerConfig, file: FileSource | None, remote: RemoteBlobs | None
 ) -> BlobPlan:
     async def open_blob() -> Source:
         if file is not None:
-            return FileSource(file)
+            return file
         assert remote is not None, f"{config.file} was resolved without a registry"
         return await remote.source(lower.digest, lower.size)
 
-    return BlobPlan(lower.digest or str(file), open_blob)
+    return BlobPlan(lower.digest if file is None else file.name, open_blob)
 
 
 async def _open_remote(

@@ -6,11 +6,15 @@ PURE. Used for manifests, indexes and the files of an OCI layout.
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from hybrid.errors import FormatError
 
 MAX_SIZE = (1 << 63) - 1
+MAX_ENTRIES = 10_000
+"""Most objects in an array. Four MiB have room for a million, which would take seconds."""
 
 
 def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
@@ -19,8 +23,18 @@ def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
     def refuse_constant(name: str) -> NoReturn:
         raise FormatError(f"{where} is not JSON: it has {name} in it")
 
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # Readers differ on which of two values counts, so they would see different images.
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise FormatError(f"{where}: the key {name[:80]!a} stands twice in one object")
+        return value
+
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=refuse_constant)
+        value = json.loads(
+            data.decode("utf-8"), parse_constant=refuse_constant, object_pairs_hook=unique
+        )
     except UnicodeDecodeError as error:
         raise FormatError(f"{where} is not UTF-8 text", offset=error.start) from error
     except json.JSONDecodeError as error:
@@ -86,17 +100,17 @@ class Fields:
             self._refuse(name, "missing" if value is None else "no object")
         return Fields(value, f"{self.where}: {name}")
 
-    def nested_list(self, name: str) -> list[Fields]:
-        """An array of objects that must be there."""
+    def nested_list(self, name: str) -> Iterator[Fields]:
+        """The objects of an array that must be there; at most MAX_ENTRIES."""
         value = self._value.get(name)
         if not isinstance(value, list):
             self._refuse(name, "missing" if value is None else "no array")
+        if len(value) > MAX_ENTRIES:
+            self._refuse(name, f"too long: {len(value)} entries, at most {MAX_ENTRIES} can be")
         for number, item in enumerate(value):
             if not isinstance(item, dict):
                 self._refuse(f"{name}[{number}]", "no object")
-        return [
-            Fields(item, f"{self.where}: {name}[{number}]") for number, item in enumerate(value)
-        ]
+            yield Fields(item, f"{self.where}: {name}[{number}]")
 
     def _text(self, name: str, value: object) -> str:
         if not isinstance(value, str):

@@ -161,8 +161,9 @@ def overlaybd_layers(manifest: Manifest, image: str) -> tuple[LayerDescriptor, .
 
     An acceleration layer (the topmost, if any) holds none and is left out. ``image`` is the name
     for messages. Raises UnsupportedError for every image that hybrid cannot read: a plain one, one
-    that was recompressed, TurboOCI. Whether a "plain" image is an overlaybd image that lost its
-    annotations, only its bytes can tell: see ``hybrid.core.recognize``.
+    that was recompressed, TurboOCI; FormatError for a layer without any bytes. Whether a "plain"
+    image is an overlaybd image that lost its annotations, only its bytes can tell: see
+    ``hybrid.core.recognize``.
     """
     if not has_overlaybd_annotations(manifest):
         raise plain_image(image)
@@ -176,6 +177,8 @@ def overlaybd_layers(manifest: Manifest, image: str) -> tuple[LayerDescriptor, .
                 f"layer {number} ({layer.digest}) of {image} is an acceleration layer, "
                 "but not the topmost"
             )
+        if layer.size == 0:
+            raise FormatError(f"layer {number} ({layer.digest}) of {image} has 0 bytes")
     if not layers:
         raise UnsupportedError(f"{image} has no layer with data")
     if len(layers) > MAX_LAYERS:

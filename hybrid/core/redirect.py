@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import httpx
 import trio
 
-from hybrid.core.transport import is_loopback
+from hybrid.core.hosts import host_name, is_loopback
 from hybrid.errors import NetworkError
 
 MAX_REDIRECTS = 5
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 MAX_TARGETS = 4096
+MAX_PORT = 65535
 
 BlobKey = tuple[str, str]
 """(``host/repository``, digest)"""
@@ -61,20 +62,24 @@ def is_redirect(response: httpx.Response) -> bool:
 def next_target(current: Target, location: str, host: str) -> Target:
     """Where ``location`` (absolute or relative) leads. ``host`` is the registry, for messages.
 
-    Raises NetworkError for a missing or unusable address, or one that gives TLS up.
+    Raises NetworkError for a missing or unusable address, or one that gives TLS up. Only a
+    registry on this machine may send us to its plain HTTP: any other could make us ask programs
+    that trust whoever comes from here.
     """
     if not location:
         raise NetworkError(f"{host} redirects without saying where to")
     try:
         url = httpx.URL(current.url).join(location)
+        name = url.host
     except (httpx.InvalidURL, ValueError) as error:
         raise NetworkError(f"{host} redirects to an address that cannot be used") from error
-    if url.scheme not in ("http", "https") or not url.host:
+    in_range = url.port is None or 1 <= url.port <= MAX_PORT
+    if url.scheme not in ("http", "https") or not name or not in_range:
         raise NetworkError(f"{host} redirects to an address that cannot be used")
     downgrade = url.scheme == "http" and current.origin[0] == "https"
-    if downgrade and not is_loopback(url.host):
+    if downgrade and not (is_loopback(name) and is_loopback(host_name(host))):
         raise NetworkError(
-            f"{host} redirects from https to plain http on {url.host}",
+            f"{host} redirects from https to plain http on {name}",
             hint="that is refused: anybody in between could read and change the data",
         )
     return Target(str(url.copy_with(fragment=None)))

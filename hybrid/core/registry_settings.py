@@ -64,5 +64,6 @@ class CredentialSettings:
     client_key_path: Path | None = None
     server_ca_path: Path | None = None
     """For mode https: the CA of the service; without it the system's CAs are used."""
-    helper_seconds: float = 10.0
-    """Longest run of a ``docker-credential-*`` program."""
+    helper_seconds: float = 5.0
+    """Longest run of a ``docker-credential-*`` program. Less than ``first_answer_seconds``, or a
+    program that hangs would never be named."""

@@ -28,14 +28,27 @@ def profile_for(settings: RegistrySettings, host: str, insecure: bool) -> TlsPro
     """The profile of a registry host (``host[:port]``), with what its certs.d directories hold."""
     options = settings.hosts.get(host)
     ca_files = [options.ca_file] if options is not None and options.ca_file is not None else []
+    found, own = certs_of(settings, host)
     certs: list[tuple[Path, Path | None]] = []
     if settings.client_cert_file is not None:
         certs.append((settings.client_cert_file, settings.client_key_file))
+    return TlsProfile(insecure, (*ca_files, *found), (*certs, *own))
+
+
+def certs_of(
+    settings: RegistrySettings, host: str
+) -> tuple[tuple[Path, ...], tuple[tuple[Path, Path | None], ...]]:
+    """(CA files, pairs of certificate and key) in the certs.d directories of ``host[:port]``."""
+    ca_files: list[Path] = []
+    certs: list[tuple[Path, Path | None]] = []
+    if host.strip(".") == "":
+        # A redirect may name such a host; it is no directory of ours.
+        return (), ()
     for directory in settings.certs_directories:
         ca_files += sorted((directory / host).glob("*.crt"))
         for cert in sorted((directory / host).glob("*.cert")):
             certs.append((cert, cert.with_suffix(".key")))
-    return TlsProfile(insecure, tuple(ca_files), tuple(certs))
+    return tuple(ca_files), tuple(certs)
 
 
 def make_context(profile: TlsProfile) -> ssl.SSLContext:

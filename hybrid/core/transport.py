@@ -6,9 +6,8 @@ may pass is a TransientError (retry.py), any other a HybridError.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import ssl
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -26,11 +25,16 @@ from hybrid.core.connection_errors import (
     UnreachableError,
     translated_errors,
 )
+from hybrid.core.hosts import has_port, host_name, is_endpoint, is_loopback
 from hybrid.core.http_body import read_up_to
+from hybrid.core.origins import Origin, Origins
+from hybrid.core.proxies import Proxies, Proxy
 from hybrid.core.registry_settings import HostOptions, RegistrySettings
 from hybrid.core.retry import TransientError
-from hybrid.core.tls import TlsProfile, make_context, profile_for
+from hybrid.core.tls import TlsProfile, certs_of, make_context, profile_for
 from hybrid.errors import ConfigError, NetworkError
+
+__all__ = ["HostState", "Transport", "first_schemes", "host_name", "is_loopback"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ KEEP_ALIVE_SECONDS = 30.0
 """How long an idle connection is kept."""
 LOOPBACK_CONNECT_SECONDS = 2.0
 """Longest time to connect (with TLS) to this machine itself, where only the peer can be slow."""
+MAX_PROFILES = 1024
 
 
 @dataclass
@@ -54,15 +59,20 @@ class HostState:
 
 
 class Transport:
-    """The HTTP clients of the process. An async context manager; closes all connections."""
+    """The connections of the process. An async context manager; closes them all.
+
+    It stands on httpx's transports, not its clients: those keep cookies and hand them to other
+    ports, and look into redirects that they are told not to follow.
+    """
 
     def __init__(self, settings: RegistrySettings) -> None:
         self.settings = settings
         self.requests = 0
         self.bytes_fetched = 0
-        self._clients: dict[tuple[TlsProfile, bool], httpx.AsyncClient] = {}
+        self._pools: dict[tuple[TlsProfile, Proxy | None], httpx.AsyncHTTPTransport] = {}
         self._hosts: dict[str, HostState] = {}
-        self._limiter = trio.CapacityLimiter(settings.max_connections)
+        self._profiles: dict[tuple[str, str], TlsProfile] = {}
+        self._origins = Origins(settings.max_connections, Proxies(os.environ))
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -77,7 +87,7 @@ class Transport:
         # Closing must not hang on a cancelled or dead connection.
         with trio.move_on_after(2, shield=True):
             await self._stack.aclose()
-        self._clients.clear()
+        self._pools.clear()
 
     def host(self, name: str) -> HostState:
         """The state of a registry host (``host[:port]``)."""
@@ -101,12 +111,18 @@ class Transport:
 
         The response's body is not read yet. Nothing is followed, nothing is tried again.
         """
-        async with self._limiter:
-            with translated_errors(url, self.settings):
-                client = self._client(*self._profile(url, registry))
-                request = client.build_request(method, url, headers=headers, content=content)
+        with translated_errors(url, self.settings):
+            target = httpx.URL(url)
+            origin = self._origins.get(target)
+            profile = self._profile(target, registry)
+        async with origin.limiter:
+            origin.check_rest()
+            with translated_errors(url, self.settings, origin.proxy):
+                pool = self._pool(profile, origin.proxy)
+                request = self._request(method, target, headers, content, origin)
                 self.requests += 1
-                response = await send_or_close(client, request)
+                response = await send_or_close(pool, request)
+            origin.note(response)
             try:
                 yield response
             finally:
@@ -124,7 +140,8 @@ class Transport:
 
     async def read_body(self, response: httpx.Response, limit_bytes: int) -> bytes:
         """The body, undecoded. A TransientError if it is cut, NetworkError if it is longer."""
-        with translated_errors(str(response.url), self.settings):
+        proxy = self._origins.get(response.url).proxy
+        with translated_errors(str(response.url), self.settings, proxy):
             body, too_long = await read_up_to(response, limit_bytes)
         self.bytes_fetched += len(body)
         if too_long:
@@ -184,49 +201,73 @@ class Transport:
         logger.debug("%s speaks plain HTTP", registry)
         return response
 
-    def _profile(self, url: str, registry: str) -> tuple[TlsProfile, bool]:
-        """The TLS profile for a URL that ``registry`` led us to, and whether it is loopback."""
-        target = httpx.URL(url)
-        own = self.host(registry).profile
-        if target.netloc.decode() in self.settings.hosts:
-            own = self.host(target.netloc.decode()).profile
-        elif target.host != host_name(registry):
-            own = replace(own, insecure=False, client_certs=())
-        return own, is_loopback(target.host)
+    def _profile(self, url: httpx.URL, registry: str) -> TlsProfile:
+        """The TLS profile for a URL that ``registry`` led us to."""
+        if is_endpoint(registry, url):
+            return self.host(registry).profile
+        for name in self.settings.hosts:
+            if is_endpoint(name, url):
+                return self.host(name).profile
+        key = (registry, url.netloc.decode())
+        if key not in self._profiles:
+            if len(self._profiles) >= MAX_PROFILES:
+                self._profiles.clear()
+            # The registry's CAs hold for where it leads us; its exceptions and our identity do not.
+            ca_files, certs = certs_of(self.settings, key[1])
+            own = self.host(registry).profile
+            self._profiles[key] = replace(
+                own, insecure=False, ca_files=own.ca_files + ca_files, client_certs=certs
+            )
+        return self._profiles[key]
 
-    def _client(self, profile: TlsProfile, loopback: bool) -> httpx.AsyncClient:
-        key = (profile, loopback)
-        if key not in self._clients:
-            context = make_context(profile)
+    def _pool(self, profile: TlsProfile, proxy: Proxy | None) -> httpx.AsyncHTTPTransport:
+        key = (profile, proxy)
+        if key not in self._pools:
             try:
-                client = self._new_client(context, loopback)
-            except (ImportError, ValueError, httpx.InvalidURL) as error:
-                raise ConfigError(f"the proxy of the environment is unusable: {error}") from error
-            self._clients[key] = client
-            self._stack.push_async_callback(client.aclose)
-        return self._clients[key]
+                pool = httpx.AsyncHTTPTransport(
+                    verify=make_context(profile),
+                    trust_env=False,
+                    # The limiters of origins are the limit: waiting there is fair, and cancels
+                    # cleanly.
+                    limits=httpx.Limits(
+                        max_connections=None,
+                        max_keepalive_connections=self.settings.max_connections,
+                        keepalive_expiry=KEEP_ALIVE_SECONDS,
+                    ),
+                    proxy=httpx.Proxy(proxy.url) if proxy is not None else None,
+                )
+            except ImportError as error:
+                variable = proxy.variable if proxy is not None else "the environment"
+                hint = "install the Python package socksio, or use another proxy"
+                raise ConfigError(f"the proxy in {variable} is a SOCKS proxy", hint=hint) from error
+            self._pools[key] = pool
+            self._stack.push_async_callback(pool.aclose)
+        return self._pools[key]
 
-    def _new_client(self, context: ssl.SSLContext, loopback: bool) -> httpx.AsyncClient:
+    def _request(
+        self,
+        method: str,
+        url: httpx.URL,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        origin: Origin,
+    ) -> httpx.Request:
         settings = self.settings
         connect_seconds = settings.connect_seconds
-        if loopback:
+        if origin.loopback:
             connect_seconds = min(connect_seconds, LOOPBACK_CONNECT_SECONDS)
-        return httpx.AsyncClient(
-            verify=context,
-            # Proxies from the environment; as elsewhere, never for this machine itself.
-            trust_env=not loopback,
-            timeout=httpx.Timeout(settings.read_seconds, connect=connect_seconds, pool=None),
-            # The limiter above is the limit: waiting there is fair and cancels cleanly.
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=settings.max_connections,
-                keepalive_expiry=KEEP_ALIVE_SECONDS,
-            ),
-            headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},
+        timeout = httpx.Timeout(settings.read_seconds, connect=connect_seconds, pool=None)
+        common = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": settings.user_agent}
+        return httpx.Request(
+            method,
+            url,
+            headers={**common, **headers},
+            content=content,
+            extensions={"timeout": timeout.as_dict()},
         )
 
 
-async def send_or_close(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+async def send_or_close(pool: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
     """Send, and see to it that a failure leaves no socket open.
 
     httpcore forgets the socket when a TLS handshake is cancelled; the garbage collector would
@@ -240,12 +281,14 @@ async def send_or_close(client: httpx.AsyncClient, request: httpx.Request) -> ht
 
     request.extensions["trace"] = trace
     try:
-        return await client.send(request, stream=True)
+        response = await pool.handle_async_request(request)
     except BaseException:
         with trio.CancelScope(shield=True):
             for stream in opened:
                 await stream.aclose()
         raise
+    response.request = request
+    return response
 
 
 def first_schemes(host: str, options: HostOptions) -> list[str]:
@@ -253,25 +296,3 @@ def first_schemes(host: str, options: HostOptions) -> list[str]:
     if options.plain_http:
         return ["http"]
     return ["https", "http"] if options.insecure or is_loopback(host_name(host)) else ["https"]
-
-
-def host_name(host: str) -> str:
-    """``host[:port]`` without the port, and an IPv6 address without its brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
-
-
-def has_port(host: str) -> bool:
-    """Whether ``host[:port]`` names its port."""
-    return ":" in host.rpartition("]")[2]
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a host name (without port) is this machine: nobody can listen in between."""
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

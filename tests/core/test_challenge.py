@@ -89,6 +89,7 @@ def test_token_urls_are_escaped() -> None:
         (b'{"token": "t", "expires_in": true}', ("t", 60.0)),
         (b'{"token": "t", "expires_in": NaN}', ("t", 60.0)),
         (b'{"token": "t", "expires_in": 1e300}', ("t", 86400.0)),
+        (b'{"token": "t", "expires_in": 1' + b"0" * 400 + b"}", ("t", 86400.0)),
     ],
 )
 def test_tokens(answer: bytes, expected: tuple[str, float]) -> None:

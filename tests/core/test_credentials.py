@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import ssl
+import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -16,8 +17,12 @@ import trustme
 from support.faulty_registry import Reply, Request, faulty_registry
 from support.side_servers import SideServer, reply
 
+from hybrid.core.credential_service import service_name
 from hybrid.core.credentials import Credentials, Login, match_auths, normal_key
-from hybrid.core.registry_settings import CredentialSettings
+from hybrid.core.reference import RegistryReference
+from hybrid.core.registry import Registry
+from hybrid.core.registry_settings import CredentialSettings, RegistrySettings
+from hybrid.core.retry import TransientError
 from hybrid.errors import AuthError, ConfigError, NetworkError
 
 HUB_KEY = "https://index.docker.io/v1/"
@@ -232,8 +237,9 @@ async def test_a_helper_without_the_host_leaves_it_to_auths(home: Home) -> None:
 @pytest.mark.parametrize(
     ("script", "word"),
     [
-        ("printf 'no \\033[31mkeyring\\nmore'; exit 1", "failed: no [31mkeyring"),
-        ("exit 3", "said nothing"),
+        ("printf 'no \\033[31mkeyring\\nmore' >&2; exit 1", "failed: no [31mkeyring"),
+        ("exit 3", "exit status 3"),
+        ('echo \'{"Username": "u", "Secret": "s3cret"}\'; exit 1', "exit status 1"),
         ("echo s3cret", "no Username and Secret"),
         ("echo '{}'", "no Username and Secret"),
         ('echo \'{"Username": 5, "Secret": "s3cret"}\'', "no string"),
@@ -262,9 +268,42 @@ async def test_a_helper_that_hangs_is_ended(home: Home) -> None:
     home.settings = CredentialSettings(file=home.root / "none", helper_seconds=0.3)
     with pytest.raises(ConfigError, match=r"no answer in 0\.3 s"):
         await home.lookup()
-    pid = int(pid_file.read_text())
+    assert_ended(pid_file)
+
+
+async def test_a_helper_that_ignores_sigterm_is_ended_at_once(home: Home) -> None:
+    pid_file = home.root / "pid"
+    home.helper("mine", f"trap '' TERM; echo $$ > {pid_file}; exec sleep 1000")
+    home.docker({"credsStore": "mine"})
+    home.settings = CredentialSettings(file=home.root / "none", helper_seconds=0.3)
+    with trio.fail_after(3), pytest.raises(ConfigError, match="docker-credential-mine"):
+        await home.lookup()
+    assert_ended(pid_file)
+
+
+def test_a_helper_that_hangs_is_named_within_the_budget_of_a_manifest() -> None:
+    assert CredentialSettings().helper_seconds < RegistrySettings().first_answer_seconds
+
+
+@pytest.mark.parametrize("stream", ["", ">&2"])
+async def test_a_helper_that_never_stops_talking_is_ended(home: Home, stream: str) -> None:
+    pid_file = home.root / "pid"
+    home.helper("mine", f"echo $$ > {pid_file}; exec cat /dev/zero {stream}")
+    home.docker({"credsStore": "mine"})
+    with pytest.raises(ConfigError, match=r"docker-credential-mine .* more than 65536 bytes"):
+        await home.lookup()
+    assert_ended(pid_file)
+
+
+async def test_a_helper_that_reads_nothing(home: Home) -> None:
+    home.helper("mine", 'exec 0<&-; echo \'{"Username": "u", "Secret": "s"}\'')
+    home.docker({"credsStore": "mine"})
+    assert await home.lookup() == Login("u", "s")
+
+
+def assert_ended(pid_file: Path) -> None:
     with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+        os.kill(int(pid_file.read_text()), 0)
 
 
 # -- services ------------------------------------------------------------------------------------
@@ -310,7 +349,9 @@ async def test_mode_http(home: Home, service: CredentialServer) -> None:
         ([], 200, NetworkError),
         ({"success": True, "data": 5}, 200, NetworkError),
         (success([]), 200, ConfigError),
-        (success({}), 500, NetworkError),
+        (success({}), 404, NetworkError),
+        (success({}), 500, TransientError),
+        (success({}), 429, TransientError),
     ],
 )
 async def test_a_service_that_fails(
@@ -326,18 +367,72 @@ async def test_a_service_that_is_gone(home: Home, service: CredentialServer) -> 
     host = service.host
     service.stop()
     home.settings = CredentialSettings(mode="http", path=f"http://{host}/auth")
-    with pytest.raises(NetworkError, match=host):
+    with pytest.raises(TransientError, match=host):
         await home.lookup()
-    home.settings = CredentialSettings(mode="http", path="not a url")
-    with pytest.raises(ConfigError, match="not a url"):
+
+
+@pytest.mark.parametrize(
+    "path", ["not a url", "http://a..b/auth", f"http://{'a' * 64}/auth", "http://h:5x/auth"]
+)
+async def test_a_service_whose_url_is_none(home: Home, path: str) -> None:
+    home.settings = CredentialSettings(mode="http", path=path)
+    with pytest.raises(ConfigError, match=r"credentialConfig\.path.* is no URL of mode http"):
         await home.lookup()
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("http://user:s3cret@127.0.0.1:1/auth?key=s3cret#s3cret", "http://127.0.0.1:1/auth"),
+        ("http://user:s3cret@[::1]:1/auth", "http://[::1]:1/auth"),
+        ("http://user:1#s3cret@127.0.0.1:1/auth", "credential service ?"),
+        ("http://s3cret/2@127.0.0.1:1/auth", "credential service ?"),
+        ("http://user:s3cret#2@127.0.0.1:1/auth", "credential service ?"),
+        ("http://user:s3cret@a..b/auth", "http://a..b/auth"),
+    ],
+)
+def test_messages_name_the_service_without_its_secrets(path: str, shown: str) -> None:
+    name = service_name(CredentialSettings(mode="http", path=path))
+    assert shown in name
+    assert "s3cret" not in name
+
+
+@pytest.mark.parametrize("port", ["1", "s3cret"])
+async def test_errors_of_a_service_keep_its_secrets(home: Home, port: str) -> None:
+    path = f"http://user:s3cret@127.0.0.1:{port}/auth?key=s3cret"
+    home.settings = CredentialSettings(mode="http", path=path)
+    with pytest.raises((ConfigError, TransientError)) as caught:
+        await home.lookup()
+    assert "s3cret" not in "".join(traceback.format_exception_only(caught.value))
+    assert caught.value.__cause__ is None or "s3cret" not in str(caught.value.__cause__)
+
+
+async def test_a_service_that_fails_once_is_asked_again(home: Home) -> None:
+    answers = iter([Reply(503), Reply(200, json.dumps(success({})).encode())])
+
+    def registry_answer(request: Request) -> Reply:
+        if "authorization" in request.headers:
+            return Reply(200, b"{}")
+        return Reply(401, headers={"WWW-Authenticate": "Basic"})
+
+    async with (
+        faulty_registry(lambda request: next(answers)) as service,
+        faulty_registry(registry_answer) as server,
+    ):
+        path = f"http://{service.host}/auth"
+        home.docker({"auths": {server.host: encoded("me")}})
+        credentials = Credentials(CredentialSettings(mode="http", path=path), home.environ)
+        async with Registry(RegistrySettings(first_pause_seconds=0.001), credentials) as registry:
+            ref = RegistryReference(server.host, "team/app")
+            assert (await registry.get_manifest(ref, scheme="http")).data == b"{}"
+        assert service.count("/auth") == 2
 
 
 async def test_a_service_that_is_silent(home: Home) -> None:
     async with faulty_registry(lambda request: Reply(silent=True)) as server:
         path = f"http://{server.host}/auth"
         home.settings = CredentialSettings(mode="http", path=path, timeout_seconds=0.2)
-        with pytest.raises(NetworkError, match=r"no answer in 0\.2 s"):
+        with pytest.raises(TransientError, match=r"no answer in 0\.2 s"):
             await home.lookup()
 
 
@@ -380,5 +475,5 @@ async def test_mode_uds(home: Home, tmp_path: Path) -> None:
         assert seen[0].path == "/auth?remote_url=https%3A%2F%2Freg.x%2Fv2%2Fteam%2Fapp%2Fblobs%2F"
         nursery.cancel_scope.cancel()
     home.settings = CredentialSettings(mode="uds", path=str(tmp_path / "missing"))
-    with pytest.raises(NetworkError, match="missing"):
+    with pytest.raises(TransientError, match="missing"):
         await home.lookup()

@@ -33,6 +33,7 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
         ("Reg.Example.com/a__b/c--d.e", ("reg.example.com", "a__b/c--d.e", None, None)),
         (f"reg.example.com/app@{DIGEST}", ("reg.example.com", "app", None, DIGEST)),
         (f"reg.example.com/app:v1@{DIGEST}", ("reg.example.com", "app", "v1", DIGEST)),
+        ("a" * 63 + ".x/app", ("a" * 63 + ".x", "app", None, None)),
         ("app:" + "t" * 128, ("docker.io", "library/app", "t" * 128, None)),
     ],
 )
@@ -88,6 +89,7 @@ def test_config_references(text: str) -> None:
         ("app@sha512:" + "a" * 128, "no digest"),
         ("app@" + DIGEST.upper(), "no digest"),
         ("ho_st.x/app", "no host name"),
+        ("a" * 64 + ".x/app", "no host name"),
         ("reg:0/app", "no port number"),
         ("reg:65536/app", "no port number"),
         ("reg.x//app", "no repository name"),

@@ -9,6 +9,7 @@ from random import Random
 import pytest
 import trio
 from support.registry import INDEX_TYPE, MANIFEST_TYPE, RealRegistry, wait_until
+from support.registry_client import without_environment
 
 from hybrid.core.credentials import Credentials
 from hybrid.core.reference import RegistryReference
@@ -31,11 +32,7 @@ SMALL = b"a small blob"
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither proxies nor CAs of whoever runs the tests."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    without_environment(monkeypatch)
 
 
 def settings(**changes: object) -> RegistrySettings:

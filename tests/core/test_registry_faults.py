@@ -5,25 +5,29 @@ import json
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 
 import pytest
 import trio
 import trustme
-from support.faulty_registry import (
-    FaultyRegistry,
-    Handler,
-    Reply,
-    Request,
-    faulty_registry,
-    range_reply,
+from support.faulty_registry import Handler, Reply, Request, faulty_registry
+from support.registry_client import (
+    BASIC,
+    DATA,
+    DIGEST,
+    LOGIN,
+    REPO,
+    client,
+    read,
+    sequence,
+    serve,
+    without_environment,
 )
 
-from hybrid.core.credentials import Credentials, Login
+from hybrid.core.hosts import has_port, host_name, is_loopback
 from hybrid.core.redirect import Target, next_target
 from hybrid.core.reference import RegistryReference
-from hybrid.core.registry import HostOptions, Registry, RegistrySettings
-from hybrid.core.transport import first_schemes, has_port, host_name, is_loopback
+from hybrid.core.registry import HostOptions
+from hybrid.core.transport import first_schemes
 from hybrid.errors import (
     AuthError,
     ConfigError,
@@ -33,69 +37,10 @@ from hybrid.errors import (
     NotFoundError,
 )
 
-REPO = "team/app"
-DATA = Random(3).randbytes(4096)
-DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
-LOGIN = Login("alice", "wonder:land")
-BASIC = "Basic YWxpY2U6d29uZGVyOmxhbmQ="
-
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither proxies nor CAs of whoever runs the tests."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-
-
-class FixedCredentials(Credentials):
-    """One login for all, or none."""
-
-    def __init__(self, login: Login | None = None) -> None:
-        super().__init__(environ={})
-        self.login = login
-
-    async def lookup(self, host: str, repository: str) -> Login | None:
-        return self.login
-
-
-def client(
-    server: FaultyRegistry, login: Login | None = None, **changes: object
-) -> tuple[Registry, RegistryReference]:
-    """A client that takes the server for a plain HTTP registry, with short times."""
-    options: dict[str, object] = {
-        "hosts": {server.host: HostOptions(plain_http=True)},
-        "retry_seconds": 3.0,
-        "first_pause_seconds": 0.01,
-        "longest_pause_seconds": 0.02,
-        "read_seconds": 0.2,
-        "connect_seconds": 1.0,
-        "certs_directories": (),
-    } | changes
-    registry = Registry(RegistrySettings(**options), FixedCredentials(login))  # type: ignore[arg-type]
-    return registry, RegistryReference(server.host, REPO, "v1")
-
-
-def sequence(*replies: Reply | Handler) -> Handler:
-    """The replies one after another; the last one for ever."""
-    waiting = list(replies)
-
-    def answer(request: Request) -> Reply:
-        reply = waiting.pop(0) if len(waiting) > 1 else waiting[0]
-        return reply if isinstance(reply, Reply) else reply(request)
-
-    return answer
-
-
-def serve(request: Request) -> Reply:
-    return range_reply(DATA, request)
-
-
-async def read(registry: Registry, ref: RegistryReference, at: int = 100, length: int = 50) -> None:
-    """One range read through a Source; its bytes must be the right ones."""
-    source = registry.blob_source(ref, DIGEST, len(DATA))
-    assert await source.pread(at, length) == DATA[at : at + length]
+    without_environment(monkeypatch)
 
 
 # -- what may pass is tried again ----------------------------------------------------------------
@@ -395,7 +340,7 @@ async def test_storage_that_moved_is_found_again() -> None:
     ("location", "allowed"),
     [
         ("http://storage.x/b", False),
-        ("http://127.0.0.1:9/b", True),
+        ("http://127.0.0.1:9/b", False),
         ("https://storage.x/b", True),
         ("//storage.x/b", True),
         ("", False),

@@ -35,6 +35,7 @@ class Reply:
 
     ``cut_after``: close after that many bytes of the body. ``stated_length``: a Content-Length
     other than the true one (-1: none at all). ``silent``: never answer. ``drop``: close at once.
+    ``gate``: answer when it is set.
     """
 
     status: int = 200
@@ -44,6 +45,7 @@ class Reply:
     stated_length: int | None = None
     silent: bool = False
     drop: bool = False
+    gate: trio.Event | None = None
 
 
 Handler = Callable[[Request], Reply]
@@ -81,6 +83,8 @@ class FaultyRegistry:
         reply = self._handler(request)
         if reply.silent:
             await trio.sleep_forever()
+        if reply.gate is not None:
+            await reply.gate.wait()
         if reply.drop:
             return False
         length = len(reply.body) if reply.stated_length is None else reply.stated_length
