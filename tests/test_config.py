@@ -274,6 +274,10 @@ def test_credential_paths(write: Any, tmp_path: Path) -> None:
     assert path("uds", "/run/s.sock") == "/run/s.sock"
     assert path("http", "localhost:1/auth") == "http://localhost:1/auth"
     assert path("http", "http://localhost:1/auth") == "http://localhost:1/auth"
+    assert path("https", "HTTPS://Localhost:1/A") == "https://Localhost:1/A"
+    with pytest.raises(ConfigError) as caught:
+        path("https", "http://user:hunter2@localhost/auth?key=hunter2")
+    assert "hunter2" not in str(caught.value)
 
 
 # -- the cache directory of different users ------------------------------------------------------
@@ -344,8 +348,16 @@ def test_system_cache_is_for_those_who_can_write_it(
         ({"credentialConfig": {"mode": "file"}}, "credentialConfig.path: missing"),
         (
             {"credentialConfig": {"mode": "https", "path": "http://h"}},
-            "credentialConfig.path: 'http://h' is no https URL",
+            "credentialConfig.path: it begins with http://, but mode 'https' needs https://",
         ),
+        (
+            {"credentialConfig": {"mode": "file", "path": "~/c"}},
+            "credentialConfig.path: '~/c': '~'",
+        ),
+        ({"credentialFilePath": "~"}, "credentialFilePath: '~': '~' is"),
+        ({"cacheConfig": {"cacheType": "file", "cacheDir": "~/c"}}, "cacheConfig.cacheDir: '~/c'"),
+        ({"registries": {"h": {"caFile": "~u/c"}}}, "registries.h.caFile: '~u/c'"),
+        ({"registries": {"Host:5000": {}, "host:5000": {}}}, "registries.host:5000: this host"),
         ({"registries": {"h": True}}, "registries.h: expected an object, got a boolean"),
         ({"registries": {"h": {"insecure": 1}}}, "registries.h.insecure: expected a boolean"),
         ({"registries": {"https://h": {}}}, "registries.https://h: this is no host name"),
@@ -388,7 +400,10 @@ def test_not_text(tmp_path: Path) -> None:
             "unknown key cacheConfig.cacheSizeGb ignored; did you mean cacheConfig.cacheSizeGB?",
         ),
         ({"zzz": 1}, "unknown key zzz ignored"),
-        ({"cacheConfig.cacheDir": "/x"}, "unknown key cacheConfig.cacheDir ignored"),
+        (
+            {"cacheConfig.cacheDir": "/x"},
+            "unknown key cacheConfig.cacheDir ignored; write an object inside of an object",
+        ),
         ({"registries": {"h": {"insecur": 1}}}, "registries.h.insecur ignored; did you mean ins"),
     ],
 )
@@ -500,6 +515,8 @@ def test_acceleration_layer_is_no_data(write: Any) -> None:
         ({"lowers": [{"file": "a", "digest": "sha256:../.."}]}, "lowers[0].digest: 'sha256:../..'"),
         ({"lowers": [{"digest": DIGEST}]}, "lowers[0]: it has only a digest, and repoBlobUrl"),
         ({"lowers": [{"file": "a"}] * 256}, "lowers: 256 layers"),
+        ({"lowers": [{"file": "a"}, {"dir": "~/d"}]}, "lowers[1].dir: '~/d'"),
+        ({"upper": {"index": "~/i", "data": "d"}}, "upper.index: '~/i'"),
         ({"upper": {"index": "i"}}, "upper: it needs both index and data"),
         ({"upper": {"data": 1}}, "upper.data: expected a string, got an integer"),
         ({"lowers": [{"file": "a"}], "download": {"enable": "yes"}}, "download.enable: expected a"),

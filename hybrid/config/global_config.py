@@ -40,6 +40,7 @@ SMALLEST_REFILL_BYTES = 65536
 DEFAULT_CREDENTIAL_FILE = Path("/opt/overlaybd/cred.json")
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOG_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 
 
@@ -240,11 +241,13 @@ def _credential_path(values: Values) -> str:
         values.refuse(key, f"missing, and mode {mode!r} needs it")
     if mode in ("file", "uds"):
         return str(values.path(key))
-    if "://" not in path:
+    scheme = _SCHEME.match(path)
+    if scheme is None:
         return f"{mode}://{path}"
-    if not path.startswith(f"{mode}://"):
-        values.refuse(key, f"{path!r} is no {mode} URL, which mode {mode!r} needs")
-    return path
+    if scheme[1].lower() != mode:
+        # The URL is not shown: there can be a password or a key in it.
+        values.refuse(key, f"it begins with {scheme[0]}, but mode {mode!r} needs {mode}://")
+    return f"{mode}://{path[scheme.end() :]}"
 
 
 def _registries(values: Values) -> Mapping[str, RegistryHost]:
@@ -253,6 +256,8 @@ def _registries(values: Values) -> Mapping[str, RegistryHost]:
         key = f"registries.{ascii(name)[1:-1]}"
         if _HOST.fullmatch(name) is None:
             values.refuse(key, "this is no host name", "write HOST or HOST:PORT, without https://")
+        if name.lower() in hosts:
+            values.refuse(key, "this host stands there twice", "capital letters make no difference")
         hosts[name.lower()] = _registry_host(values, key, item)
     return MappingProxyType(hosts)
 
@@ -261,7 +266,7 @@ def _registry_host(values: Values, key: str, item: Any) -> RegistryHost:
     file = values.file or Path()
     require_kind(file, key, item, Kind.OBJECT)
     found = check_object(file, item, REGISTRY_HOST_ROWS, place=f"{key}.")
-    host = Values(file, REGISTRY_HOST_ROWS, found)
+    host = Values(file, REGISTRY_HOST_ROWS, found, place=f"{key}.")
     return RegistryHost(
         insecure=host.flag("insecure"),
         plain_http=host.flag("plainHttp"),

@@ -132,23 +132,31 @@ def parse_image(text: str) -> ImageReference:
 def parse_blob_url(url: str) -> tuple[str, RegistryReference]:
     """Split a ``repoBlobUrl`` (``https://HOST/v2/REPO/blobs``) into scheme and repository.
 
-    Raises ConfigError, as this stands in an image config. Spec: image-config 1 and 6.
+    Raises ConfigError, as this stands in an image config. Its message has nothing of the URL in
+    it, since people write passwords and signatures there. Spec: image-config 1 and 6.
     """
+    hint = "it has the form https://HOST/v2/REPOSITORY/blobs"
     try:
         parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigError(f"repoBlobUrl {url!r} is no URL: {error}") from error
-    hint = "it has the form https://HOST/v2/REPOSITORY/blobs"
+    except ValueError:
+        raise ConfigError("repoBlobUrl is no URL", hint=hint) from None
     if parts.scheme not in ("http", "https"):
-        raise ConfigError(f"repoBlobUrl {url!r} does not begin with http:// or https://", hint=hint)
+        raise ConfigError("repoBlobUrl does not begin with http:// or https://", hint=hint)
+    if "@" in parts.netloc:
+        raise ConfigError("repoBlobUrl has a login in it", hint="logins belong in credential files")
     match = re.fullmatch(r"/v2/(.+)/blobs/*", parts.path)
     if match is None or parts.query or parts.fragment:
-        raise ConfigError(f"repoBlobUrl {url!r} is not the blobs of a repository", hint=hint)
+        raise ConfigError("repoBlobUrl is not the blobs of a repository", hint=hint)
     try:
-        reference = RegistryReference(_host(url, parts.netloc), _repository(url, match[1]))
-    except UsageError as error:
-        raise ConfigError(f"repoBlobUrl: {error.message}", hint=hint) from error
-    return parts.scheme, reference
+        host = _host(url, parts.netloc)
+    except UsageError:
+        raise ConfigError("repoBlobUrl has no valid host in it", hint=hint) from None
+    try:
+        return parts.scheme, RegistryReference(host, _repository(url, match[1]))
+    except UsageError:
+        raise ConfigError(
+            "repoBlobUrl has no valid repository name in it", hint="no capital letters, for example"
+        ) from None
 
 
 def _refuse(text: str, reason: str, hint: str = "") -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from hybrid.errors import (
     FormatError,
     NetworkError,
     NotFoundError,
+    SystemSupportError,
     UnsupportedError,
     UsageError,
 )
@@ -119,6 +121,75 @@ async def test_remote_lowers_of_a_config(
         await check_content(image)
 
 
+def config_of(path: Path, registry: RealRegistry, lowers: list[dict[str, object]]) -> str:
+    url = f"http://{registry.host}/v2/{golden_image.REPOSITORY}/blobs"
+    path.write_text(json.dumps({"repoBlobUrl": url, "lowers": lowers}))
+    return str(path)
+
+
+def remote_lowers() -> list[dict[str, object]]:
+    layers = golden_image.layers()
+    return [{"digest": oci.digest_of(layer), "size": len(layer)} for layer in layers]
+
+
+async def test_a_local_layer_that_cannot_be_opened_is_read_from_the_registry(
+    registry: RealRegistry, config: GlobalConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    golden_image.push(registry)
+    with socket.socket(socket.AF_UNIX) as unopenable:
+        unopenable.bind(str(tmp_path / "socket"))
+        lowers = remote_lowers()
+        lowers[1]["file"] = "socket"
+        name = config_of(tmp_path / "config.v1.json", registry, lowers)
+        async with opened(name, config) as image:
+            await check_content(image)
+        assert [r for r in caplog.records if "lowers[1]: cannot open" in r.getMessage()]
+        lonely = tmp_path / "lonely.json"
+        lonely.write_text(json.dumps({"lowers": [{"file": "socket"}]}))
+        with pytest.raises(SystemSupportError, match=r"cannot open .*socket"):
+            await open_image(ImageRequest(str(lonely), config))
+
+
+async def test_a_damaged_local_layer_is_an_error_all_the_same(
+    registry: RealRegistry, config: GlobalConfig, tmp_path: Path
+) -> None:
+    lowers = remote_lowers()
+    lowers[1]["file"] = "L2"
+    (tmp_path / "L2").write_bytes(golden_image.layers()[1][:-5000])
+    name = config_of(tmp_path / "config.v1.json", registry, lowers)
+    with pytest.raises(FormatError, match="L2"):
+        await open_image(ImageRequest(name, config))
+
+
+async def test_missing_local_layers_are_named(
+    registry: RealRegistry, config: GlobalConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.v1.json"
+    digest = oci.digest_of(b"")
+    registry.forget_requests()
+    for lower, words in (
+        ({"file": "none"}, r"none \(.*digest and repoBlobUrl must be set"),
+        ({"dir": "/no", "file": "none"}, r"none, /no/overlaybd\.commit, /no/\.commit, /no/o"),
+        ({"file": "none", "digest": digest}, r"none \(.*registry, repoBlobUrl must be set"),
+    ):
+        path.write_text(json.dumps({"lowers": [lower]}))
+        with pytest.raises(NotFoundError, match=rf"lowers\[0\]: no such file: .*{words}"):
+            await open_image(ImageRequest(str(path), config))
+    name = config_of(path, registry, [{"file": "none"}])
+    with pytest.raises(NotFoundError, match=r"none \(.*registry, digest must be set"):
+        await open_image(ImageRequest(name, config))
+    assert registry.requests("GET") == []
+
+
+async def test_a_bad_blob_url_is_named_with_its_file(config: GlobalConfig, tmp_path: Path) -> None:
+    path = tmp_path / "config.v1.json"
+    lowers = [{"digest": oci.digest_of(b"")}]
+    path.write_text(json.dumps({"repoBlobUrl": "https://u:hunter2@h/v2/a/blobs", "lowers": lowers}))
+    with pytest.raises(ConfigError, match=r"config\.v1\.json: repoBlobUrl has a login") as caught:
+        await open_image(ImageRequest(str(path), config))
+    assert "hunter2" not in str(caught.value)
+
+
 async def test_reading_goes_on_after_an_outage(config: GlobalConfig) -> None:
     with RealRegistry() as registry:
         async with opened(golden_image.push(registry), config) as image:
@@ -166,6 +237,24 @@ async def test_plain_image_is_named(config: GlobalConfig, tmp_path: Path) -> Non
     builder.write_index()
     with pytest.raises(UnsupportedError, match=r"plain OCI image.*hybrid convert"):
         await open_image(ImageRequest(f"oci:{tmp_path / 'layout'}:plain", config))
+
+
+async def test_layers_without_bytes_are_not_asked_for(
+    registry: RealRegistry, config: GlobalConfig
+) -> None:
+    """Their size is known to be 0: only a config may leave a size open."""
+    repository = "golden/empty"
+    for data in (b"", b"{}"):
+        registry.push_blob(repository, data)
+    for layer, error, words in (
+        (oci.native_layer(b""), FormatError, "layer 0 .* has 0 bytes"),
+        (oci.descriptor(b"", oci.OCI_LAYER), UnsupportedError, "plain OCI image"),
+    ):
+        registry.push_manifest(repository, "v1", oci.manifest_of([layer]), oci.OCI_MANIFEST)
+        registry.forget_requests()
+        with pytest.raises(error, match=words):
+            await open_image(ImageRequest(f"{registry.host}/{repository}:v1", config))
+        assert ["/manifests/" in get.path for get in registry.requests("GET")] == [True]
 
 
 async def test_lost_annotations_are_named(config: GlobalConfig, tmp_path: Path) -> None:

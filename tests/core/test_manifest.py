@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support import golden, oci
 from support.builders import build_blob, build_tar
 
+from hybrid.core.json_fields import MAX_ENTRIES
 from hybrid.core.manifest import (
     Descriptor,
     Index,
@@ -176,6 +177,32 @@ def test_not_a_json_object(data: bytes) -> None:
         parse_document(blob(data))
 
 
+def test_a_key_stands_once() -> None:
+    digest = oci.digest_of(DATA)
+    other = oci.to_json([oci.native_layer(b"other")])
+    good = oci.manifest_of([oci.native_layer(DATA)])
+    for twice in (
+        good.rstrip(b"}\n") + b', "layers": ' + other + b"}",
+        good.replace(b'"size": 16', b'"size": 16, "size": 17'),
+    ):
+        assert json.loads(twice) != json.loads(good)
+        with pytest.raises(FormatError, match=r"the key '(layers|size)' stands twice"):
+            parse_manifest(twice)
+    assert parse_manifest(good).layers[0].digest == digest
+
+
+def test_too_many_entries() -> None:
+    assert len(parse_index([entry("linux/amd64")] * MAX_ENTRIES).entries) == MAX_ENTRIES
+    with pytest.raises(FormatError, match="field manifests is too long: 10001 entries"):
+        parse_index([{}] * (MAX_ENTRIES + 1))
+
+
+def test_entries_behind_a_bad_one_cost_nothing() -> None:
+    entries = [{}] * 3 + [0]
+    with pytest.raises(FormatError, match=r"manifests\[0\]: field digest is missing"):
+        parse_index(entries)
+
+
 def test_too_long() -> None:
     with pytest.raises(FormatError, match="longer than 4194304 bytes"):
         parse_document(blob(oci.manifest_of([]) + b" " * (4 << 20)))
@@ -288,6 +315,11 @@ def test_missing_annotation(key: str) -> None:
     del layer["annotations"][oci.PREFIX + key]
     with pytest.raises(FormatError, match=f"has no annotation {oci.PREFIX}{key}"):
         layers_of(layer)
+
+
+def test_a_layer_has_bytes() -> None:
+    with pytest.raises(FormatError, match=r"layer 1 .* of registry\.test/app:1 has 0 bytes"):
+        layers_of(oci.native_layer(DATA), oci.native_layer(b""))
 
 
 def test_number_of_layers() -> None:

@@ -146,11 +146,22 @@ def test_blob_urls() -> None:
         "https://reg.x/v2/a/blobs?x=1",
         "https://[::1/v2/a/blobs",
         "https:///v2/a/blobs",
+        "https://user:hunter2@reg.x/v2/a/blobs",
+        "https://user:hun#ter2@reg.x/v2/a/blobs",
+        "https://hunter2:a@[::1/v2/a/blobs",
+        "https://reg.x/v2/a/blobs?token=hunter2",
+        "https://reg.x/v2/Hunter2/blobs",
+        "s3://hunter2@reg.x/v2/a/blobs",
     ],
 )
 def test_bad_blob_urls(url: str) -> None:
-    with pytest.raises(ConfigError):
+    """Nothing of such a URL is repeated: any part of it may be a password."""
+    with pytest.raises(ConfigError, match="repoBlobUrl") as caught:
         parse_blob_url(url)
+    error = caught.value
+    assert "hun" not in str(error).lower()
+    # -v shows what is chained as well.
+    assert error.__context__ is None or error.__suppress_context__
 
 
 def test_digests() -> None:
