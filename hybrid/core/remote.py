@@ -13,10 +13,11 @@ from hybrid.config import GlobalConfig
 from hybrid.core.cache import BlobCache
 from hybrid.core.credentials import Credentials
 from hybrid.core.device import Source
+from hybrid.core.hosts import host_name, is_loopback
 from hybrid.core.reference import RegistryReference, api_host
 from hybrid.core.registry import HostOptions, Registry
 from hybrid.core.registry_settings import CredentialSettings, RegistrySettings
-from hybrid.core.transport import first_schemes, host_name, is_loopback
+from hybrid.core.transport import first_schemes
 from hybrid.errors import UnsupportedError
 
 MAX_BLOB_BYTES = 1 << 40

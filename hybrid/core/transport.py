@@ -34,8 +34,6 @@ from hybrid.core.retry import TransientError
 from hybrid.core.tls import TlsProfile, certs_of, make_context, profile_for
 from hybrid.errors import ConfigError, NetworkError
 
-__all__ = ["HostState", "Transport", "first_schemes", "host_name", "is_loopback"]
-
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 30.0
