@@ -17,6 +17,7 @@ from support import golden
 
 from hybrid import errors
 from hybrid.config import (
+    CredentialConfig,
     ImageConfig,
     LowerConfig,
     RegistryHost,
@@ -29,7 +30,7 @@ from hybrid.config import global_config as module
 from hybrid.config.image_config import IMAGE_ROWS, LOWER_ROWS, UPPER_ROWS
 from hybrid.config.rows import Kind, Setting
 from hybrid.config.settings import GLOBAL_ROWS, REGISTRY_HOST_ROWS
-from hybrid.core.registry_settings import CredentialSettings, RegistrySettings
+from hybrid.core.registry_settings import RegistrySettings
 from hybrid.errors import ConfigError, HybridError, NotFoundError
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -96,13 +97,11 @@ def test_defaults_without_any_file() -> None:
 
 
 def test_defaults_are_those_of_the_registry_client() -> None:
-    config, registry, credentials = load_global_config(), RegistrySettings(), CredentialSettings()
+    config, registry = load_global_config(), RegistrySettings()
     assert config.connect_seconds == registry.connect_seconds
     assert config.read_seconds == registry.read_seconds
     assert config.retry_seconds == registry.retry_seconds
-    assert config.credentials.mode == credentials.mode == ""
-    assert config.credentials.file == credentials.file
-    assert config.credentials.timeout_seconds == credentials.timeout_seconds
+    assert config.credentials == CredentialConfig()
 
 
 def test_search_order(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Configuration files, read and checked: what they mean, never what is done with it.
 
+    strict_json   JSON with one meaning only
     rows          one row per setting, and JSON objects checked against such rows
     settings      the rows of the global configuration (``hybrid.json``, ``overlaybd.json``)
     global_config the global configuration           image_config  ``config.v1.json`` of one image

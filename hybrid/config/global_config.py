@@ -46,17 +46,23 @@ _LOG_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 
 @dataclass(frozen=True)
 class CredentialConfig:
-    """Where overlaybd's credentials come from. Times are seconds."""
+    """Where overlaybd's own credentials come from (spec: image-config 2 and 5). Times are seconds."""
 
-    mode: str
-    """"" (use ``file``, which may be missing), ``file``, ``http``, ``https`` or ``uds``."""
-    path: str
+    mode: str = ""
+    """"" (``file`` below), ``file``, ``http``, ``https`` or ``uds`` (all at ``path``)."""
+    path: str = ""
     """File name (absolute), URL or socket name (absolute), by mode."""
-    timeout_seconds: float
-    file: Path
-    client_cert_path: Path | None
-    client_key_path: Path | None
-    server_ca_path: Path | None
+    timeout_seconds: float = 1.0
+    """For the credential service (modes http, https, uds)."""
+    file: Path = DEFAULT_CREDENTIAL_FILE
+    """For mode "": may be missing."""
+    client_cert_path: Path | None = None
+    client_key_path: Path | None = None
+    server_ca_path: Path | None = None
+    """For mode https: the CA of the service; without it the system's CAs are used."""
+    helper_seconds: float = 5.0
+    """Longest run of a ``docker-credential-*`` program; no setting of a file. Less than the time
+    that a manifest may take, or a program that hangs would never be named."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,11 @@ class RegistryHost:
     """Exceptions for one registry."""
 
     insecure: bool = False
+    """Do not verify the certificate, and fall back to plain HTTP if there is no TLS at all."""
     plain_http: bool = False
+    """Talk plain HTTP, never TLS."""
     ca_file: Path | None = None
+    """PEM file with CAs that are trusted for this host besides those of the system."""
 
 
 @dataclass(frozen=True)

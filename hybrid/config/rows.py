@@ -7,16 +7,15 @@ have no effect: a file that overlaybd would trip over shall not pass here by cha
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hybrid.config.strict_json import parse_json
 from hybrid.errors import ConfigError, NotFoundError, PermissionNeededError
 
 logger = logging.getLogger("hybrid.config")
@@ -127,7 +126,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error}") from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{path} is longer than {MAX_FILE_BYTES} bytes")
-    value = _parse_json(path, data)
+    value = parse_json(data, str(path), ConfigError)
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected an object, got {_type_name(value)}")
     return value
@@ -193,31 +192,6 @@ def require_kind(file: Path, key: str, value: Any, kind: Kind) -> None:
 def refuse(file: Path, key: str, problem: str, hint: str = "") -> NoReturn:
     """Raise the ConfigError that says what is wrong with a key."""
     raise ConfigError(f"{file}: {key}: {problem}", hint=hint)
-
-
-def _parse_json(path: Path, data: bytes) -> Any:
-    def refuse_constant(name: str) -> NoReturn:
-        raise ConfigError(f"{path}: {name} is no number in JSON")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # Readers differ on which of two values counts, so neither may.
-        value = dict(pairs)
-        if len(value) < len(pairs):
-            name = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise ConfigError(f"{path}: the key {name!a} stands twice in one object")
-        return value
-
-    try:
-        text = data.decode("utf-8")
-        return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        hint = "JSON has no comments" if text[error.pos : error.pos + 1] in ("/", "#") else ""
-        raise ConfigError(f"{path} is not JSON: {error.msg} at {where}", hint=hint) from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON that hybrid can read: {error}") from error
 
 
 def _kind_of(value: Any) -> Kind | None:

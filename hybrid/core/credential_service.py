@@ -12,16 +12,16 @@ from urllib.parse import quote, urlsplit
 import httpx
 import trio
 
+from hybrid.config import CredentialConfig
 from hybrid.core.http_body import read_up_to
 from hybrid.core.http_errors import TRANSIENT_STATUSES
-from hybrid.core.registry_settings import CredentialSettings
 from hybrid.core.retry import TransientError
 from hybrid.errors import AuthError, ConfigError, NetworkError
 
 MAX_ANSWER_BYTES = 1 << 20
 
 
-async def fetch_auths(settings: CredentialSettings, host: str, repository: str) -> Any:
+async def fetch_auths(settings: CredentialConfig, host: str, repository: str) -> Any:
     """Ask the service for the ``auths`` object that applies to a repository.
 
     Raises TransientError (no answer, or one that may pass), NetworkError (no usable answer),
@@ -45,7 +45,7 @@ async def fetch_auths(settings: CredentialSettings, host: str, repository: str) 
     return _auths(data, what)
 
 
-def service_name(settings: CredentialSettings) -> str:
+def service_name(settings: CredentialConfig) -> str:
     """The service, for messages: without what may be secret in its URL (login, query)."""
     shown = settings.path if settings.mode == "uds" else _public_url(settings.path)
     return f"credential service {shown} (credentialConfig.path)"
@@ -66,7 +66,7 @@ def _public_url(url: str) -> str:
 
 
 @contextmanager
-def _translated_errors(settings: CredentialSettings, what: str) -> Iterator[None]:
+def _translated_errors(settings: CredentialConfig, what: str) -> Iterator[None]:
     try:
         yield
     except trio.TooSlowError as error:
@@ -90,7 +90,7 @@ def _is_untrusted(error: BaseException | None) -> bool:
     return False
 
 
-def _client(settings: CredentialSettings, what: str) -> httpx.AsyncClient:
+def _client(settings: CredentialConfig, what: str) -> httpx.AsyncClient:
     # trust_env off: secrets of this machine do not go through a proxy.
     if settings.mode == "uds":
         return httpx.AsyncClient(
@@ -105,7 +105,7 @@ def _client(settings: CredentialSettings, what: str) -> httpx.AsyncClient:
     )
 
 
-def _tls_context(settings: CredentialSettings, what: str) -> ssl.SSLContext:
+def _tls_context(settings: CredentialConfig, what: str) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=settings.server_ca_path)
         if settings.client_cert_path is not None:

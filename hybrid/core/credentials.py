@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hybrid.config import CredentialConfig
 from hybrid.core.credential_helper import ask_helper
 from hybrid.core.credential_service import fetch_auths, service_name
 from hybrid.core.reference import DOCKER_HUB, DOCKER_HUB_API
-from hybrid.core.registry_settings import CredentialSettings
 from hybrid.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -51,10 +51,10 @@ class Credentials:
 
     def __init__(
         self,
-        settings: CredentialSettings | None = None,
+        settings: CredentialConfig | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        self._settings = settings or CredentialSettings()
+        self._settings = settings or CredentialConfig()
         self._environ = os.environ if environ is None else environ
 
     async def lookup(self, host: str, repository: str) -> Login | None:

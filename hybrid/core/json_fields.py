@@ -5,11 +5,10 @@ PURE. Used for manifests, indexes and the files of an OCI layout.
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from hybrid.config.strict_json import parse_json
 from hybrid.errors import FormatError
 
 MAX_SIZE = (1 << 63) - 1
@@ -18,31 +17,8 @@ MAX_ENTRIES = 10_000
 
 
 def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in ``data`` (UTF-8). Raises FormatError, with the position where it can."""
-
-    def refuse_constant(name: str) -> NoReturn:
-        raise FormatError(f"{where} is not JSON: it has {name} in it")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # Readers differ on which of two values counts, so they would see different images.
-        value = dict(pairs)
-        if len(value) < len(pairs):
-            name = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise FormatError(f"{where}: the key {name[:80]!a} stands twice in one object")
-        return value
-
-    try:
-        value = json.loads(
-            data.decode("utf-8"), parse_constant=refuse_constant, object_pairs_hook=unique
-        )
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{where} is not UTF-8 text", offset=error.start) from error
-    except json.JSONDecodeError as error:
-        raise FormatError(
-            f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where} is not JSON that can be read: {error}") from error
+    """The JSON object in ``data``. Raises FormatError."""
+    value = parse_json(data, where, FormatError)
     if not isinstance(value, dict):
         raise FormatError(f"{where} is not a JSON object")
     return value

@@ -36,12 +36,12 @@ from hybrid.core.fetch import Fetcher
 from hybrid.core.http_errors import status_error
 from hybrid.core.manifest import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT_BYTES
 from hybrid.core.reference import ManifestBlob, RegistryReference, is_digest
-from hybrid.core.registry_settings import HostOptions, RegistrySettings
+from hybrid.core.registry_settings import RegistrySettings
 from hybrid.core.retry import RetryPolicy, TransientError, with_retries
 from hybrid.core.transport import Transport
 from hybrid.errors import FormatError, HybridError, NetworkError
 
-__all__ = ["BlobSource", "HostOptions", "Registry", "RegistrySettings"]
+__all__ = ["BlobSource", "Registry", "RegistrySettings"]
 
 T = TypeVar("T")
 E = TypeVar("E", bound=HybridError)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
-from hybrid.config import GlobalConfig
+from hybrid.config import GlobalConfig, RegistryHost
 from hybrid.core.cache import BlobCache
 from hybrid.core.credentials import Credentials
 from hybrid.core.device import Source
 from hybrid.core.hosts import host_name, is_loopback
 from hybrid.core.reference import RegistryReference, api_host
-from hybrid.core.registry import HostOptions, Registry
-from hybrid.core.registry_settings import CredentialSettings, RegistrySettings
+from hybrid.core.registry import Registry
+from hybrid.core.registry_settings import RegistrySettings
 from hybrid.core.transport import first_schemes
-from hybrid.errors import UnsupportedError
+from hybrid.errors import ConfigError, UnsupportedError
 
 MAX_BLOB_BYTES = 1 << 40
 """The cache's file begins with 4 bytes for each 64 KiB; a manifest may claim any size."""
@@ -50,7 +51,7 @@ class RemoteBlobs:
         return self._cache.open(origin, digest, self._vouched_by)
 
 
-def vouched_by(host: str, hosts: Mapping[str, HostOptions], scheme: str | None) -> str:
+def vouched_by(host: str, hosts: Mapping[str, RegistryHost], scheme: str | None) -> str:
     """On whose word the blobs of a registry have their digests. ``host`` may have a port.
 
     A registry checks digests when blobs are uploaded, so its word holds for all its repositories,
@@ -59,7 +60,7 @@ def vouched_by(host: str, hosts: Mapping[str, HostOptions], scheme: str | None) 
     """
     if is_loopback(host_name(host)):
         return f"loopback {host}"
-    options = hosts.get(host, HostOptions())
+    options = hosts.get(host, RegistryHost())
     schemes = [scheme] if scheme else first_schemes(host, options)
     if options.insecure or schemes != ["https"]:
         return f"unverified {host}"
@@ -79,7 +80,7 @@ async def open_remote(
 ) -> RemoteBlobs:
     """Connections and cache for one repository; closing the stack closes the connections."""
     settings = _settings(config, ref.api_host if insecure else "")
-    credentials = Credentials(_credential_settings(config))
+    credentials = Credentials(config.credentials)
     registry = await stack.enter_async_context(Registry(settings, credentials))
     cache = BlobCache(
         config.cache_dir, limit_bytes=config.cache_limit_bytes, refill_size=config.refill_bytes
@@ -88,13 +89,13 @@ async def open_remote(
 
 
 def _settings(config: GlobalConfig, insecure_host: str) -> RegistrySettings:
-    hosts = {
-        api_host(name): HostOptions(host.plain_http, host.insecure, host.ca_file)
-        for name, host in config.registries.items()
-    }
+    hosts: dict[str, RegistryHost] = {}
+    for name, host in config.registries.items():
+        if api_host(name) in hosts:
+            raise ConfigError(f"registries: {name} and {api_host(name)} are one host; keep one")
+        hosts[api_host(name)] = host
     if insecure_host:
-        known = hosts.get(insecure_host, HostOptions())
-        hosts[insecure_host] = HostOptions(known.plain_http, True, known.ca_file)
+        hosts[insecure_host] = replace(hosts.get(insecure_host, RegistryHost()), insecure=True)
     defaults = RegistrySettings()
     return RegistrySettings(
         hosts=hosts,
@@ -104,17 +105,4 @@ def _settings(config: GlobalConfig, insecure_host: str) -> RegistrySettings:
         connect_seconds=config.connect_seconds,
         read_seconds=config.read_seconds,
         retry_seconds=config.retry_seconds,
-    )
-
-
-def _credential_settings(config: GlobalConfig) -> CredentialSettings:
-    found = config.credentials
-    return CredentialSettings(
-        mode=found.mode,
-        path=found.path,
-        timeout_seconds=found.timeout_seconds,
-        file=found.file,
-        client_cert_path=found.client_cert_path,
-        client_key_path=found.client_key_path,
-        server_ca_path=found.server_ca_path,
     )

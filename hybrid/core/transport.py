@@ -19,6 +19,7 @@ import httpcore
 import httpx
 import trio
 
+from hybrid.config import RegistryHost
 from hybrid.core.connection_errors import (
     ConnectTimeoutError,
     NotTlsError,
@@ -29,7 +30,7 @@ from hybrid.core.hosts import has_port, host_name, is_endpoint, is_loopback
 from hybrid.core.http_body import read_up_to
 from hybrid.core.origins import Origin, Origins
 from hybrid.core.proxies import Proxies, Proxy
-from hybrid.core.registry_settings import HostOptions, RegistrySettings
+from hybrid.core.registry_settings import RegistrySettings
 from hybrid.core.retry import TransientError
 from hybrid.core.tls import TlsProfile, certs_of, make_context, profile_for
 from hybrid.errors import ConfigError, NetworkError
@@ -90,7 +91,7 @@ class Transport:
     def host(self, name: str) -> HostState:
         """The state of a registry host (``host[:port]``)."""
         if name not in self._hosts:
-            options = self.settings.hosts.get(name, HostOptions())
+            options = self.settings.hosts.get(name, RegistryHost())
             profile = profile_for(self.settings, name, options.insecure)
             self._hosts[name] = HostState(first_schemes(name, options), profile)
         return self._hosts[name]
@@ -289,7 +290,7 @@ async def send_or_close(pool: httpx.AsyncHTTPTransport, request: httpx.Request) 
     return response
 
 
-def first_schemes(host: str, options: HostOptions) -> list[str]:
+def first_schemes(host: str, options: RegistryHost) -> list[str]:
     """The schemes that may be tried for a host, best first."""
     if options.plain_http:
         return ["http"]

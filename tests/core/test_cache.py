@@ -23,9 +23,9 @@ from support.caching import (
     remote,
 )
 
+from hybrid.config import RegistryHost
 from hybrid.core.cacheformat import data_offset
 from hybrid.core.device import Source
-from hybrid.core.registry_settings import HostOptions
 from hybrid.core.remote import vouched_by
 from hybrid.core.source import MemorySource
 from hybrid.errors import ConfigError, FormatError, NetworkError
@@ -408,9 +408,9 @@ async def test_the_bytes_of_one_registry_are_not_those_of_another(tmp_path: Path
 
 
 HOSTS = {
-    "insecure.example": HostOptions(insecure=True),
-    "plain.example:5000": HostOptions(plain_http=True),
-    "127.0.0.1:5000": HostOptions(insecure=True),
+    "insecure.example": RegistryHost(insecure=True),
+    "plain.example:5000": RegistryHost(plain_http=True),
+    "127.0.0.1:5000": RegistryHost(insecure=True),
 }
 
 

@@ -17,11 +17,12 @@ import trustme
 from support.faulty_registry import Reply, Request, faulty_registry
 from support.side_servers import SideServer, reply
 
+from hybrid.config import CredentialConfig
 from hybrid.core.credential_service import service_name
 from hybrid.core.credentials import Credentials, Login, match_auths, normal_key
 from hybrid.core.reference import RegistryReference
 from hybrid.core.registry import Registry
-from hybrid.core.registry_settings import CredentialSettings, RegistrySettings
+from hybrid.core.registry_settings import RegistrySettings
 from hybrid.core.retry import TransientError
 from hybrid.errors import AuthError, ConfigError, NetworkError
 
@@ -44,7 +45,7 @@ class Home:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.settings = CredentialSettings(file=root / "cred.json", helper_seconds=5)
+        self.settings = CredentialConfig(file=root / "cred.json", helper_seconds=5)
         self.environ = {"HOME": str(root)}
         self.programs = root / "bin"
         self.programs.mkdir()
@@ -156,7 +157,7 @@ async def test_the_environment_names_files(home: Home, tmp_path: Path) -> None:
 
 async def test_mode_file_needs_its_file_and_reads_it_anew(home: Home, tmp_path: Path) -> None:
     path = tmp_path / "named.json"
-    home.settings = CredentialSettings(mode="file", path=str(path), file=home.settings.file)
+    home.settings = CredentialConfig(mode="file", path=str(path), file=home.settings.file)
     with pytest.raises(ConfigError, match=r"named\.json"):
         await home.lookup()
     for user in ("one", "two"):
@@ -165,7 +166,7 @@ async def test_mode_file_needs_its_file_and_reads_it_anew(home: Home, tmp_path: 
 
 
 async def test_an_unknown_mode(home: Home) -> None:
-    home.settings = CredentialSettings(mode="carrier-pigeon")
+    home.settings = CredentialConfig(mode="carrier-pigeon")
     with pytest.raises(ConfigError, match="carrier-pigeon"):
         await home.lookup()
 
@@ -265,7 +266,7 @@ async def test_a_helper_that_hangs_is_ended(home: Home) -> None:
     pid_file = home.root / "pid"
     home.helper("mine", f"echo $$ > {pid_file}; exec sleep 1000")
     home.docker({"credsStore": "mine"})
-    home.settings = CredentialSettings(file=home.root / "none", helper_seconds=0.3)
+    home.settings = CredentialConfig(file=home.root / "none", helper_seconds=0.3)
     with pytest.raises(ConfigError, match=r"no answer in 0\.3 s"):
         await home.lookup()
     assert_ended(pid_file)
@@ -275,14 +276,14 @@ async def test_a_helper_that_ignores_sigterm_is_ended_at_once(home: Home) -> Non
     pid_file = home.root / "pid"
     home.helper("mine", f"trap '' TERM; echo $$ > {pid_file}; exec sleep 1000")
     home.docker({"credsStore": "mine"})
-    home.settings = CredentialSettings(file=home.root / "none", helper_seconds=0.3)
+    home.settings = CredentialConfig(file=home.root / "none", helper_seconds=0.3)
     with trio.fail_after(3), pytest.raises(ConfigError, match="docker-credential-mine"):
         await home.lookup()
     assert_ended(pid_file)
 
 
 def test_a_helper_that_hangs_is_named_within_the_budget_of_a_manifest() -> None:
-    assert CredentialSettings().helper_seconds < RegistrySettings().first_answer_seconds
+    assert CredentialConfig().helper_seconds < RegistrySettings().first_answer_seconds
 
 
 @pytest.mark.parametrize("stream", ["", ">&2"])
@@ -335,7 +336,7 @@ def success(auths: Any) -> dict[str, Any]:
 
 
 async def test_mode_http(home: Home, service: CredentialServer) -> None:
-    home.settings = CredentialSettings(mode="http", path=f"http://{service.host}/auth")
+    home.settings = CredentialConfig(mode="http", path=f"http://{service.host}/auth")
     service.document = success({"reg.x/team": encoded("served")})
     assert await home.lookup() == Login("served", SECRET)
     assert service.urls == ["https://reg.x/v2/team/app/blobs/"]
@@ -357,7 +358,7 @@ async def test_mode_http(home: Home, service: CredentialServer) -> None:
 async def test_a_service_that_fails(
     home: Home, service: CredentialServer, document: Any, status: int, error: type[Exception]
 ) -> None:
-    home.settings = CredentialSettings(mode="http", path=f"http://{service.host}/auth")
+    home.settings = CredentialConfig(mode="http", path=f"http://{service.host}/auth")
     service.document, service.status = document, status
     with pytest.raises(error, match="credential service"):
         await home.lookup()
@@ -366,7 +367,7 @@ async def test_a_service_that_fails(
 async def test_a_service_that_is_gone(home: Home, service: CredentialServer) -> None:
     host = service.host
     service.stop()
-    home.settings = CredentialSettings(mode="http", path=f"http://{host}/auth")
+    home.settings = CredentialConfig(mode="http", path=f"http://{host}/auth")
     with pytest.raises(TransientError, match=host):
         await home.lookup()
 
@@ -375,7 +376,7 @@ async def test_a_service_that_is_gone(home: Home, service: CredentialServer) -> 
     "path", ["not a url", "http://a..b/auth", f"http://{'a' * 64}/auth", "http://h:5x/auth"]
 )
 async def test_a_service_whose_url_is_none(home: Home, path: str) -> None:
-    home.settings = CredentialSettings(mode="http", path=path)
+    home.settings = CredentialConfig(mode="http", path=path)
     with pytest.raises(ConfigError, match=r"credentialConfig\.path.* is no URL of mode http"):
         await home.lookup()
 
@@ -392,7 +393,7 @@ async def test_a_service_whose_url_is_none(home: Home, path: str) -> None:
     ],
 )
 def test_messages_name_the_service_without_its_secrets(path: str, shown: str) -> None:
-    name = service_name(CredentialSettings(mode="http", path=path))
+    name = service_name(CredentialConfig(mode="http", path=path))
     assert shown in name
     assert "s3cret" not in name
 
@@ -400,7 +401,7 @@ def test_messages_name_the_service_without_its_secrets(path: str, shown: str) ->
 @pytest.mark.parametrize("port", ["1", "s3cret"])
 async def test_errors_of_a_service_keep_its_secrets(home: Home, port: str) -> None:
     path = f"http://user:s3cret@127.0.0.1:{port}/auth?key=s3cret"
-    home.settings = CredentialSettings(mode="http", path=path)
+    home.settings = CredentialConfig(mode="http", path=path)
     with pytest.raises((ConfigError, TransientError)) as caught:
         await home.lookup()
     assert "s3cret" not in "".join(traceback.format_exception_only(caught.value))
@@ -421,7 +422,7 @@ async def test_a_service_that_fails_once_is_asked_again(home: Home) -> None:
     ):
         path = f"http://{service.host}/auth"
         home.docker({"auths": {server.host: encoded("me")}})
-        credentials = Credentials(CredentialSettings(mode="http", path=path), home.environ)
+        credentials = Credentials(CredentialConfig(mode="http", path=path), home.environ)
         async with Registry(RegistrySettings(first_pause_seconds=0.001), credentials) as registry:
             ref = RegistryReference(server.host, "team/app")
             assert (await registry.get_manifest(ref, scheme="http")).data == b"{}"
@@ -431,7 +432,7 @@ async def test_a_service_that_fails_once_is_asked_again(home: Home) -> None:
 async def test_a_service_that_is_silent(home: Home) -> None:
     async with faulty_registry(lambda request: Reply(silent=True)) as server:
         path = f"http://{server.host}/auth"
-        home.settings = CredentialSettings(mode="http", path=path, timeout_seconds=0.2)
+        home.settings = CredentialConfig(mode="http", path=path, timeout_seconds=0.2)
         with pytest.raises(TransientError, match=r"no answer in 0\.2 s"):
             await home.lookup()
 
@@ -444,13 +445,13 @@ async def test_mode_https_verifies_the_service(home: Home, tmp_path: Path) -> No
     body = json.dumps(success({"reg.x": encoded("tls")})).encode()
     async with faulty_registry(lambda request: Reply(200, body), context) as server:
         path = f"https://{server.host}/auth"
-        home.settings = CredentialSettings(mode="https", path=path)
+        home.settings = CredentialConfig(mode="https", path=path)
         with pytest.raises(NetworkError, match="credential service"):
             await home.lookup()
         ca_path = tmp_path / "ca.pem"
-        home.settings = CredentialSettings(mode="https", path=path, server_ca_path=ca_path)
+        home.settings = CredentialConfig(mode="https", path=path, server_ca_path=ca_path)
         assert await home.lookup() == Login("tls", SECRET)
-    home.settings = CredentialSettings(
+    home.settings = CredentialConfig(
         mode="https", path=path, server_ca_path=tmp_path / "missing.pem"
     )
     with pytest.raises(ConfigError, match="CA or client certificate"):
@@ -470,10 +471,10 @@ async def test_mode_uds(home: Home, tmp_path: Path) -> None:
         await listener.bind(str(tmp_path / "s"))
         listener.listen()
         nursery.start_soon(trio.serve_listeners, server.serve, [trio.SocketListener(listener)])
-        home.settings = CredentialSettings(mode="uds", path=str(tmp_path / "s"))
+        home.settings = CredentialConfig(mode="uds", path=str(tmp_path / "s"))
         assert await home.lookup() == Login("socket", SECRET)
         assert seen[0].path == "/auth?remote_url=https%3A%2F%2Freg.x%2Fv2%2Fteam%2Fapp%2Fblobs%2F"
         nursery.cancel_scope.cancel()
-    home.settings = CredentialSettings(mode="uds", path=str(tmp_path / "missing"))
+    home.settings = CredentialConfig(mode="uds", path=str(tmp_path / "missing"))
     with pytest.raises(TransientError, match="missing"):
         await home.lookup()

@@ -13,7 +13,7 @@ import pytest
 from support import golden, golden_image, oci
 from support.registry import RealRegistry
 
-from hybrid.config import GlobalConfig, load_global_config
+from hybrid.config import GlobalConfig, RegistryHost, load_global_config
 from hybrid.core.image import Image, ImageRequest, open_image
 from hybrid.errors import (
     ConfigError,
@@ -304,3 +304,9 @@ async def test_bad_names(config: GlobalConfig, tmp_path: Path) -> None:
     empty.write_text('{"lowers": []}')
     with pytest.raises(ConfigError):
         await open_image(ImageRequest(str(empty), config))
+
+
+async def test_two_names_of_docker_hub_are_not_merged_silently(config: GlobalConfig) -> None:
+    both = {"docker.io": RegistryHost(), "registry-1.docker.io": RegistryHost(insecure=True)}
+    with pytest.raises(ConfigError, match="one host"):
+        await open_image(ImageRequest("127.0.0.1:9/a:b", replace(config, registries=both)))

@@ -261,8 +261,7 @@ async def test_damaged_head_of_a_local_layer(damage: str) -> None:
 @pytest.mark.parametrize("damage", [name for name in head_damages() if "lsmt" not in name])
 async def test_damaged_head_in_the_cache_is_fetched_again(damage: str) -> None:
     damaged = head_damages()[damage]
-    if len(damaged) != len(BIG_BLOB):
-        pytest.skip("a cache holds files of the right size")
+    assert len(damaged) == len(BIG_BLOB), "a cache holds files of the right size"
     source = StaleCache(damaged, BIG_BLOB)
     async with open_disk([source]) as disk:
         assert await read(disk, 0, disk.size) == BIG_DISK

@@ -11,10 +11,10 @@ import trio
 from support.registry import INDEX_TYPE, MANIFEST_TYPE, RealRegistry, wait_until
 from support.registry_client import without_environment
 
+from hybrid.config import CredentialConfig, RegistryHost
 from hybrid.core.credentials import Credentials
 from hybrid.core.reference import RegistryReference
-from hybrid.core.registry import HostOptions, Registry, RegistrySettings
-from hybrid.core.registry_settings import CredentialSettings
+from hybrid.core.registry import Registry, RegistrySettings
 from hybrid.errors import (
     AuthError,
     CertificateError,
@@ -50,7 +50,7 @@ def logins(tmp_path: Path, host: str = "", entry: dict[str, str] | None = None) 
     """Credentials from one Docker file with one entry, or anonymous."""
     auths = {host: entry} if entry else {}
     (tmp_path / "config.json").write_text(json.dumps({"auths": auths}))
-    own = CredentialSettings(file=tmp_path / "no-cred.json")
+    own = CredentialConfig(file=tmp_path / "no-cred.json")
     return Credentials(own, {"DOCKER_CONFIG": str(tmp_path)})
 
 
@@ -298,8 +298,8 @@ async def test_ways_to_trust(tls: Filled, tmp_path: Path, monkeypatch: pytest.Mo
     (certs / host).mkdir(parents=True)
     (certs / host / "ca.crt").write_bytes(ca_file.read_bytes())
     by_directory = settings(certs_directories=(tmp_path / "missing", certs))
-    by_option = settings(hosts={host: HostOptions(ca_file=ca_file)})
-    insecure = settings(hosts={host: HostOptions(insecure=True)})
+    by_option = settings(hosts={host: RegistryHost(ca_file=ca_file)})
+    insecure = settings(hosts={host: RegistryHost(insecure=True)})
     for trusting in (by_directory, by_option, insecure):
         async with Registry(trusting, logins(tmp_path)) as registry:
             assert (await registry.get_manifest(tls.ref)).digest == tls.manifest_digest
@@ -314,7 +314,7 @@ async def test_ca_files_that_cannot_be_used(
     broken = tmp_path / "broken.pem"
     broken.write_text("no certificate")
     for file in (broken, tmp_path / "missing.pem"):
-        trusting = settings(hosts={tls.server.host: HostOptions(ca_file=file)})
+        trusting = settings(hosts={tls.server.host: RegistryHost(ca_file=file)})
         async with Registry(trusting, logins(tmp_path)) as registry:
             with pytest.raises(ConfigError, match=file.name):
                 await registry.get_manifest(tls.ref)
@@ -325,13 +325,13 @@ async def test_ca_files_that_cannot_be_used(
 
 
 async def test_insecure_also_means_plain_http(plain: Filled, tmp_path: Path) -> None:
-    insecure = settings(hosts={plain.server.host: HostOptions(insecure=True)})
+    insecure = settings(hosts={plain.server.host: RegistryHost(insecure=True)})
     async with Registry(insecure, logins(tmp_path)) as registry:
         assert (await registry.get_manifest(plain.ref)).digest == plain.manifest_digest
 
 
 async def test_schemes_that_are_fixed(plain: Filled, tls: Filled, tmp_path: Path) -> None:
-    http = settings(hosts={plain.server.host: HostOptions(plain_http=True)}, retry_seconds=0.2)
+    http = settings(hosts={plain.server.host: RegistryHost(plain_http=True)}, retry_seconds=0.2)
     async with Registry(http, logins(tmp_path)) as registry:
         await registry.get_manifest(plain.ref)
         assert registry.stats["requests"] == 1

@@ -23,10 +23,10 @@ from support.registry_client import (
     without_environment,
 )
 
+from hybrid.config import RegistryHost
 from hybrid.core.hosts import has_port, host_name, is_loopback
 from hybrid.core.redirect import Target, next_target
 from hybrid.core.reference import RegistryReference
-from hybrid.core.registry import HostOptions
 from hybrid.core.transport import first_schemes
 from hybrid.errors import (
     AuthError,
@@ -241,7 +241,7 @@ async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatc
     async with faulty_registry(serve) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://{proxy.host}")
         monkeypatch.setenv("http_proxy", f"http://{proxy.host}")
-        remote = {"reg.example.invalid": HostOptions(plain_http=True)}
+        remote = {"reg.example.invalid": RegistryHost(plain_http=True)}
         registry, _ = client(proxy, hosts=remote)
         async with registry:
             await read(registry, RegistryReference("reg.example.invalid", REPO))
@@ -441,7 +441,7 @@ async def test_a_login_is_not_sent_in_the_clear_for_a_registry_with_tls(tmp_path
     ca, context = tls_server()
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     async with faulty_registry(lambda request: Reply(401, headers=challenge), context) as server:
-        trusted = {server.host: HostOptions(ca_file=tmp_path / "ca.pem")}
+        trusted = {server.host: RegistryHost(ca_file=tmp_path / "ca.pem")}
         registry, ref = client(server, LOGIN, hosts=trusted)
         async with registry:
             with pytest.raises(AuthError, match=r"auth\.example\.invalid has not"):
@@ -515,7 +515,7 @@ def test_host_names() -> None:
 
 
 def test_schemes() -> None:
-    assert first_schemes("reg.x", HostOptions()) == ["https"]
-    assert first_schemes("reg.x", HostOptions(plain_http=True)) == ["http"]
-    assert first_schemes("reg.x", HostOptions(insecure=True)) == ["https", "http"]
-    assert first_schemes("localhost:5000", HostOptions()) == ["https", "http"]
+    assert first_schemes("reg.x", RegistryHost()) == ["https"]
+    assert first_schemes("reg.x", RegistryHost(plain_http=True)) == ["http"]
+    assert first_schemes("reg.x", RegistryHost(insecure=True)) == ["https", "http"]
+    assert first_schemes("localhost:5000", RegistryHost()) == ["https", "http"]

@@ -22,6 +22,7 @@ from support.registry_client import (
     without_environment,
 )
 
+from hybrid.config import RegistryHost
 from hybrid.core.auth import MAX_SLOTS, TokenKey, check_realm
 from hybrid.core.challenge import parse_challenges
 from hybrid.core.fetch import is_outdated
@@ -30,7 +31,6 @@ from hybrid.core.origins import MAX_ORIGINS, Origins
 from hybrid.core.proxies import Proxies
 from hybrid.core.redirect import Target, next_target
 from hybrid.core.reference import RegistryReference
-from hybrid.core.registry import HostOptions
 from hybrid.errors import AuthError, CertificateError, HybridError, NetworkError
 
 
@@ -75,7 +75,7 @@ async def test_insecure_holds_for_one_port(tls: tuple[Path, ssl.SSLContext]) -> 
         faulty_registry(serve, tls[1]) as storage,
         faulty_registry(lambda request: redirect_to(f"https://{storage.host}/b")) as server,
     ):
-        exception = {server.host: HostOptions(plain_http=True, insecure=True)}
+        exception = {server.host: RegistryHost(plain_http=True, insecure=True)}
         registry, ref = client(server, hosts=exception)
         async with registry:
             with pytest.raises(CertificateError, match=storage.host):
@@ -314,7 +314,7 @@ async def test_a_silent_host_does_not_starve_another() -> None:
         faulty_registry(lambda request: Reply(silent=True)) as silent,
         faulty_registry(serve) as server,
     ):
-        plain = {host: HostOptions(plain_http=True) for host in (silent.host, server.host)}
+        plain = {host: RegistryHost(plain_http=True) for host in (silent.host, server.host)}
         registry, ref = client(server, hosts=plain, read_seconds=30.0, max_connections=2)
         async with registry, trio.open_nursery() as nursery:
             for number in range(4):

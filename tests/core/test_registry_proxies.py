@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from support.faulty_registry import Reply, Request, faulty_registry
 from support.registry_client import REPO, client, read, sequence, serve, without_environment
 
+from hybrid.config import RegistryHost
 from hybrid.core.proxies import Proxies, covers, parse_proxy
 from hybrid.core.reference import RegistryReference
-from hybrid.core.registry import HostOptions
 from hybrid.errors import AuthError, ConfigError, NetworkError
 
 REMOTE = RegistryReference("reg.example.invalid", REPO)
-PLAIN = {REMOTE.host: HostOptions(plain_http=True)}
+PLAIN = {REMOTE.host: RegistryHost(plain_http=True)}
 
 
 @pytest.fixture(autouse=True)

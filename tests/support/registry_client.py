@@ -8,9 +8,10 @@ from random import Random
 import pytest
 from support.faulty_registry import FaultyRegistry, Handler, Reply, Request, range_reply
 
+from hybrid.config import RegistryHost
 from hybrid.core.credentials import Credentials, Login
 from hybrid.core.reference import RegistryReference
-from hybrid.core.registry import HostOptions, Registry, RegistrySettings
+from hybrid.core.registry import Registry, RegistrySettings
 
 REPO = "team/app"
 DATA = Random(3).randbytes(4096)
@@ -43,7 +44,7 @@ def client(
 ) -> tuple[Registry, RegistryReference]:
     """A client that takes the server for a plain HTTP registry, with short times."""
     options: dict[str, object] = {
-        "hosts": {server.host: HostOptions(plain_http=True)},
+        "hosts": {server.host: RegistryHost(plain_http=True)},
         "retry_seconds": 3.0,
         "first_pause_seconds": 0.01,
         "longest_pause_seconds": 0.02,
