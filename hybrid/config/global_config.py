@@ -46,7 +46,7 @@ _LOG_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 
 @dataclass(frozen=True)
 class CredentialConfig:
-    """Where overlaybd's own credentials come from (spec: image-config 2 and 5). Times are seconds."""
+    """Where overlaybd's own credentials come from. Times in seconds. Spec: image-config 5."""
 
     mode: str = ""
     """"" (``file`` below), ``file``, ``http``, ``https`` or ``uds`` (all at ``path``)."""
