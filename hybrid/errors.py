@@ -101,3 +101,15 @@ class StorageFullError(HybridError):
 
 class TimeoutExpiredError(HybridError):
     exit_code = 14
+
+
+def encode_error(error: HybridError) -> dict[str, str]:
+    """An error for another process, as JSON has it."""
+    known = next(kind for kind in type(error).__mro__ if globals().get(kind.__name__) is kind)
+    return {"type": known.__name__, "message": error.message, "hint": error.hint}
+
+
+def decode_error(described: dict[str, str]) -> HybridError:
+    """The same class as it was, or the nearest of its bases that is defined here."""
+    found: type[HybridError] = globals()[described["type"]]
+    return found(described["message"], hint=described["hint"])

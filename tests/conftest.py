@@ -15,7 +15,9 @@ settings.register_profile(
 settings.register_profile("search", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-_LAYERS = ("test_", "core/", "fuse/", "mount/", "cli/", "e2e/")
+_LAYERS = ("test_", "core/", "fuse/", "block/", "mount/", "conformance/", "cli/", "e2e/")
+IN_GUEST = os.environ.get("HYBRID_TEST_GUEST") == "1"
+"""Set in the guest that tools/test starts: its kernel has what tests marked ``guest`` need."""
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +29,14 @@ def _private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(home))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lowest layer first, so that the first failure is the one nearest to its cause."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Lowest layer first, so that the first failure is the one nearest to its cause.
+
+    Tests marked ``guest`` run in the guest only, and there nothing else does: it is slow.
+    """
+    elsewhere = [item for item in items if ("guest" in item.keywords) != IN_GUEST]
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if ("guest" in item.keywords) == IN_GUEST]
     root = Path(__file__).parent
 
     def layer(item: pytest.Item) -> int:

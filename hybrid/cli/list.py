@@ -7,7 +7,7 @@ import click
 from hybrid.cli.output import print_json, print_table
 from hybrid.mount.listing import MountStatus, list_mounts
 
-_HEADER = ("ID", "STATE", "MODE", "FS", "FETCHED", "PID", "LOOP", "WHERE", "IMAGE", "LOG")
+_HEADER = ("ID", "STATE", "MODE", "FS", "FETCHED", "PID", "DEVICE", "WHERE", "IMAGE", "LOG")
 
 
 @click.command("list")
@@ -30,8 +30,8 @@ def _row(mount: MountStatus) -> tuple[object, ...]:
         record.fstype or "-",
         _fetched(mount.stats),
         record.pid or "-",
-        record.loop or "-",
-        record.mountpoint or str(record.disk),
+        record.device or record.loop or "-",
+        record.mountpoint or str(record.exposed),
         record.image or "-",
         str(record.log),
     )

@@ -8,14 +8,11 @@ from pathlib import Path
 import click
 
 from hybrid.cli.output import print_json
-from hybrid.config import load_global_config
-from hybrid.core.device import Device
-from hybrid.core.image import ImageRequest, open_image
-from hybrid.core.reference import parse_image
 from hybrid.errors import UsageError
 from hybrid.mount.attach import MountRequest, attach
 from hybrid.mount.foreground import supervise
 from hybrid.mount.listing import describe_record
+from hybrid.mount.origin import ImageOrigin
 from hybrid.mount.preflight import MODES
 
 
@@ -25,7 +22,11 @@ from hybrid.mount.preflight import MODES
 @click.option(
     "--mode", type=click.Choice(MODES), default="auto", show_default=True, help="The front end."
 )
-@click.option("--no-mount", is_flag=True, help="Only expose the disk; print the file's path.")
+@click.option(
+    "--no-mount",
+    is_flag=True,
+    help="Only expose the disk; print the path of the file or block device.",
+)
 @click.option("--foreground", is_flag=True, help="Stay; SIGINT or SIGTERM takes the mount away.")
 @click.option("--platform", default="", metavar="OS/ARCH[/VARIANT]", help="Of a multi-arch image.")
 @click.option("--insecure", is_flag=True, help="Allow plain HTTP and unverified TLS.")
@@ -52,17 +53,13 @@ def command(
         raise UsageError("give a MOUNTPOINT, or --no-mount to expose the disk as a file only")
     if mountpoint == "":
         raise UsageError("MOUNTPOINT is empty", hint="an unset variable in a script?")
-    settings = load_global_config(config)
-    parse_image(image)  # a name that makes no sense needs no server to say so
-    wanted = ImageRequest(image, settings, platform, insecure)
-
-    async def open_device() -> Device:
-        return await open_image(wanted)
-
+    origin = ImageOrigin.of_command(image, platform, insecure, config)
+    settings = origin.load_settings()
     record = attach(
         MountRequest(
             image,
-            open_device,
+            origin.opener(settings),
+            origin.to_json(),
             Path(mountpoint) if mountpoint else None,
             mode,
             foreground,
@@ -74,6 +71,6 @@ def command(
         print_json(describe_record(record, "ready"))
     else:
         # As bytes: a name that is no UTF-8 must come out as it is, for $(hybrid mount ...).
-        click.echo(os.fsencode(record.mountpoint or record.disk))
+        click.echo(os.fsencode(record.mountpoint or record.exposed))
     if foreground:
         supervise(record)

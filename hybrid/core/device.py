@@ -13,11 +13,18 @@ a name says ``sector`` (512 bytes). Both offer two ways to read:
 Both return exactly ``length`` bytes (``bytes`` or ``memoryview``; never a short read), or raise a
 ``HybridError`` that says which part of which blob failed. A range that leaves ``[0, size]`` is the
 caller's bug and raises ``ValueError``. All methods may be called by any number of tasks at once.
+
+A Device with ``writable`` set can be changed too. A read that overlaps a write in flight may give
+old or new bytes; one that begins after the write has returned gives the new ones. What was written
+is safe from a crash once a ``flush`` that began later has returned. ``StorageFullError`` means that
+there is no space for the new data; the old data is then intact.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NoReturn
 
 SECTOR = 512
 """Bytes of a sector, the unit of the LSMT index and of block devices."""
@@ -66,12 +73,44 @@ class Device(ABC):
     """What the disk is, for messages and logs."""
     size: int
     """Bytes, a multiple of 512."""
+    writable: bool = False
 
     @abstractmethod
     def pread_nowait(self, offset: int, length: int) -> Buffer | None: ...
 
     @abstractmethod
     async def pread(self, offset: int, length: int) -> Buffer: ...
+
+    def read_parts_nowait(self, offset: int, length: int) -> Sequence[Buffer] | None:
+        """As ``pread_nowait``, in pieces that together are the range, for readers that copy.
+
+        The pieces must be used before the next call: a Device may use the memory again.
+        """
+        data = self.pread_nowait(offset, length)
+        return None if data is None else (data,)
+
+    def pwrite_nowait(self, offset: int, data: Buffer) -> bool:
+        """Write all of ``data`` and return True, or return False: would block, nothing written."""
+        self._refuse_write()
+
+    async def pwrite(self, offset: int, data: Buffer) -> None:
+        """Write all of ``data``, which must stay as it is until this returns."""
+        self._refuse_write()
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Make the range read as zeros, giving its space back where that is possible."""
+        self._refuse_write()
+
+    async def flush(self) -> None:
+        """Return when all that was written before is on stable storage."""
+        self._refuse_write()
+
+    def _refuse_write(self) -> NoReturn:
+        raise ValueError(f"{self.name} is read-only")
+
+    def identity(self) -> str:
+        """A text that differs whenever the content might be another one."""
+        return f"{self.name} {self.size}"
 
     def stats(self) -> dict[str, int]:
         """Counters for ``list`` and ``status``: ``bytes_total``, ``bytes_fetched``, ... (bytes)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import trio
@@ -10,6 +11,7 @@ from hybrid.core import lsmt
 from hybrid.core.device import SECTOR, Buffer, Device, check_range
 from hybrid.core.layer import Layer
 from hybrid.core.lsmt import ZEROS, Extent
+from hybrid.core.stream import ZFileStream
 
 _ZERO_BYTES = bytes(1 << 20)
 _INLINE_EXTENTS = 128
@@ -35,9 +37,15 @@ class LayeredDevice(Device):
         self._files = list(reversed(self.layers))  # as the tags count
 
     def pread_nowait(self, offset: int, length: int) -> Buffer | None:
+        parts = self.read_parts_nowait(offset, length)
+        if parts is None:
+            return None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_parts_nowait(self, offset: int, length: int) -> list[Buffer] | None:
         check_range(offset, length, self.size, self.name)
         if not length:
-            return b""
+            return []
         extents = self.segments.extents(offset, length)
         if len(extents) > _INLINE_EXTENTS:
             return None
@@ -50,7 +58,7 @@ class LayeredDevice(Device):
                 if found is None:
                     return None
                 parts += found
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return parts
 
     async def pread(self, offset: int, length: int) -> Buffer:
         check_range(offset, length, self.size, self.name)
@@ -89,6 +97,20 @@ class LayeredDevice(Device):
                         nursery.start_soon(work)
             except BaseExceptionGroup as group:
                 raise first_error(group) from group
+
+    def identity(self) -> str:
+        """A hex digest that differs for another disk: of indexes, sizes and uuids of all layers.
+
+        Whoever takes a disk over from a process that died must find the same one.
+        """
+        digest = hashlib.sha256(f"{self.size}".encode())
+        for numbers in (self.segments.starts, self.segments.ends, self.segments.locations):
+            digest.update(numbers)
+        for layer in self.layers:
+            digest.update(repr((layer.source.size, layer.base, layer.record)).encode())
+            if isinstance(layer.stream, ZFileStream):
+                digest.update(layer.stream.blocks.offsets)
+        return digest.hexdigest()
 
     def stats(self) -> dict[str, int]:
         return {

@@ -1,4 +1,4 @@
-"""Making a mount: start the server, set up the loop device, mount, record. Or undo all of it."""
+"""Making a mount: start the server, expose its disk, mount, record. Or undo all of it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import dataclasses
 import logging
 import os
 import signal
-import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from hybrid.errors import FormatError, HybridError, SystemSupportError
-from hybrid.fuse.loop import attach_loop
 from hybrid.mount import kernel, preflight
-from hybrid.mount.channel import ATTACHED, Ready, receive_ready
+from hybrid.mount.channel import ParentEnd, Ready
 from hybrid.mount.daemon import fork_server
 from hybrid.mount.detach import force_end, unmount_ours
 from hybrid.mount.foreground import SUPERVISED_SIGNALS
-from hybrid.mount.server import OpenDevice, ServerJob
-from hybrid.mount.state import MountRecord, create_record, exclusive_records
+from hybrid.mount.front import front_of
+from hybrid.mount.origin import OpenDevice
+from hybrid.mount.server import ServerJob
+from hybrid.mount.state import MountRecord, Recorder, create_record, exclusive_records
 
 _STOP_SECONDS = 3.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -36,8 +37,10 @@ class MountRequest:
     image: str
     open_device: OpenDevice
     """Opens the image; called in the server process, inside its trio run."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """How ``hybrid resume`` opens it again, for the record."""
     mountpoint: Path | None = None
-    """None: only expose the disk as a file."""
+    """None: only expose the disk."""
     mode: str = "auto"
     foreground: bool = False
     """Log to stderr as well; the caller then supervises, see ``hybrid.mount.foreground``."""
@@ -47,7 +50,7 @@ class MountRequest:
 
 
 def attach(request: MountRequest) -> MountRecord:
-    """Returns when the mount point (or the file) can be read.
+    """Returns when the mount point (or the disk) can be read.
 
     Call it outside any trio run, in a process with one thread: it forks. On any error, and on
     SIGINT or SIGTERM (KeyboardInterrupt), nothing is left behind.
@@ -55,125 +58,128 @@ def attach(request: MountRequest) -> MountRecord:
     mode, reason = preflight.choose_mode(request.mode)
     if request.mountpoint is not None:
         preflight.check_may_mount()
-    preflight.check_fuse()
+    if mode == "fuse":
+        preflight.check_fuse()
     mountpoint = preflight.check_mountpoint(request.mountpoint) if request.mountpoint else None
     logger.info("mode %s: %s", mode, reason)
-    with _terminate_as_interrupt():
-        return _Attachment(request, mountpoint).run(mode, reason)
+    with terminate_as_interrupt():
+        return _Attachment(request, mountpoint, mode).run(reason)
 
 
 class _Attachment:
     """The steps, with what undoing them needs."""
 
-    def __init__(self, request: MountRequest, mountpoint: Path | None) -> None:
+    def __init__(self, request: MountRequest, mountpoint: Path | None, mode: str) -> None:
         self._request = request
         self._mountpoint = mountpoint
-        self._record: MountRecord | None = None
-        self._channel: socket.socket | None = None
+        self._front = front_of(mode)
+        self._mode = mode
+        self._recorder: Recorder | None = None
+        self._channel: ParentEnd | None = None
 
-    def run(self, mode: str, reason: str) -> MountRecord:
+    def run(self, reason: str) -> MountRecord:
         try:
-            record, channel = self._start(mode, reason)
-            ready = receive_ready(channel)
+            recorder, channel = self._start(reason)
+            ready = channel.receive_ready()
             if ready is None:
-                raise self._died(record)
-            record = self._note(
-                digest=ready.digest, fstype=ready.fstype, options=ready.options, size=ready.size
+                raise died(recorder.record)
+            recorder.note(
+                digest=ready.digest,
+                identity=ready.identity,
+                fstype=ready.fstype,
+                options=ready.options,
+                size=ready.size,
             )
             if self._mountpoint:
                 kernel.check_mountable(ready, self._request.image)
-                self._mount(self._mountpoint, ready)
-            record = self._note(ready=True)
-            record.save()
+            self._expose(recorder, channel, ready)
+            recorder.note(ready=True)
             if self._request.foreground:
                 # From here on signals are for ``supervise``, which waits for them.
                 signal.pthread_sigmask(signal.SIG_BLOCK, SUPERVISED_SIGNALS)
-            channel.sendall(ATTACHED)
+            channel.send_attached()
         except BaseException as error:
-            with _signals_blocked():
+            with signals_blocked():
                 failure = self._explain(error)
                 self._undo()
             raise failure from error.__cause__
         channel.close()
-        return record
+        return recorder.record
 
-    def _start(self, mode: str, reason: str) -> tuple[MountRecord, socket.socket]:
+    def _start(self, reason: str) -> tuple[Recorder, ParentEnd]:
         # A signal between two of these steps would lose track of a directory or a process.
-        with _signals_blocked():
-            self._record = create_record(self._request.image, mode, reason)
+        with signals_blocked():
+            record = create_record(self._request.image, self._mode, reason, self._request.origin)
+            recorder = self._recorder = Recorder(record)
             job = ServerJob(
-                self._record,
+                record,
                 self._request.open_device,
                 self._mountpoint is not None,
                 self._request.log_level,
                 self._request.common_log,
             )
-            server, self._channel = fork_server(job, foreground=self._request.foreground)
-            record = self._note(
+            server, channel = fork_server(job, foreground=self._request.foreground)
+            self._channel = ParentEnd(channel)
+            recorder.record = dataclasses.replace(
+                record,
                 pid=server.pid,
                 pid_start_time=server.start_time,
                 mountpoint=str(self._mountpoint or ""),
             )
             # Of two commands for one mount point that got here, the first to save wins.
             with exclusive_records():
-                if record.mountpoint:
-                    preflight.check_claim(record)
-                record.save()
-        return record, self._channel
+                if self._mountpoint:
+                    preflight.check_claim(recorder.record)
+                recorder.note()
+        return recorder, self._channel
 
-    def _note(self, **changes: object) -> MountRecord:
-        assert self._record is not None
-        self._record = dataclasses.replace(self._record, **changes)  # type: ignore[arg-type]
-        return self._record
-
-    def _mount(self, mountpoint: Path, ready: Ready) -> None:
-        record = self._note(source=str(self._record.disk if self._record else ""))
-        record.save()
-        if ready.notice:
-            logger.info("%s", ready.notice)
-        if kernel.mount_file(record.disk, mountpoint, ready):
-            return
-        loop = attach_loop(record.disk)
-        try:
-            self._note(loop=str(loop.path), source=str(loop.path)).save()
-            kernel.mount_device(loop.path, mountpoint, ready)
-        finally:
-            # The mount holds it now; without a mount this clears it.
-            loop.close()
-
-    def _died(self, record: MountRecord) -> Exception:
-        _, status = os.waitpid(record.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        if code < 0:
-            name = signal.Signals(-code).name
-            return SystemSupportError(f"the server was killed by {name} while it started")
-        kept = record.directory.parent / f"failed-{record.id}.log"
-        last = _last_line(record.log)
-        with contextlib.suppress(OSError):
-            record.log.rename(kept)
-        return RuntimeError(f"the server failed while it started: {last}; its log is {kept}")
+    def _expose(self, recorder: Recorder, channel: ParentEnd, ready: Ready) -> None:
+        place = self._front.prepare(recorder, ready)
+        if not channel.expose(place):
+            raise died(recorder.record)
+        self._front.expose(recorder)
+        if self._mountpoint:
+            if ready.notice:
+                logger.info("%s", ready.notice)
+            self._front.mount(recorder, self._mountpoint, ready)
 
     def _explain(self, error: BaseException) -> BaseException:
         """A read that failed in the kernel's hands shows as a bare EIO; the log knows why."""
-        if not isinstance(error, FormatError) or self._record is None:
+        if not isinstance(error, FormatError) or self._recorder is None:
             return error
-        reason = _last_line(self._record.log)
+        reason = _last_line(self._recorder.record.log)
         if " ERROR " not in reason:
             return error
         return FormatError(f"{error.message}: {reason.partition(': ')[2]}", hint=error.hint)
 
     def _undo(self) -> None:
-        if self._record is None:
+        if self._recorder is None:
             return
+        record = self._recorder.record
         try:
-            unmount_ours(self._record)
+            unmount_ours(record)
         except HybridError as error:
             logger.warning("%s", error)
+        self._front.abandon(record)
         if self._channel:
             # The server takes this for our end, and ends itself.
             self._channel.close()
-        self._record.server.wait_gone(_STOP_SECONDS)
-        force_end(self._record)
+        record.server.wait_gone(_STOP_SECONDS)
+        force_end(record)
+
+
+def died(record: MountRecord) -> Exception:
+    """What to tell of a server, a child of ours, that ended without a word."""
+    _, status = os.waitpid(record.pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        name = signal.Signals(-code).name
+        return SystemSupportError(f"the server was killed by {name} while it started")
+    kept = record.directory.parent / f"failed-{record.id}.log"
+    last = _last_line(record.log)
+    with contextlib.suppress(OSError):
+        record.log.rename(kept)
+    return RuntimeError(f"the server failed while it started: {last}; its log is {kept}")
 
 
 def _last_line(log: Path) -> str:
@@ -185,7 +191,7 @@ def _last_line(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> Iterator[None]:
     """SIGTERM undoes what was begun, as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -199,7 +205,8 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
+    """Until the end of the block no SIGINT or SIGTERM interrupts a step."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield

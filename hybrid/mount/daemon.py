@@ -16,8 +16,10 @@ from typing import NoReturn
 import trio
 
 from hybrid.errors import EXIT_BUG
+from hybrid.mount.channel import ServerEnd
 from hybrid.mount.processes import ProcessIdentity, identify
 from hybrid.mount.server import MountServer, ServerJob
+from hybrid.mount.serving import preload
 
 _OPEN_FILES = 8192
 _LOG_BYTES = 1024 * 1024
@@ -32,6 +34,7 @@ def fork_server(job: ServerJob, *, foreground: bool) -> tuple[ProcessIdentity, s
     Returns the server, and the parent's end of the channel to it. With ``foreground`` the log goes
     to the terminal as well.
     """
+    preload(job.record.mode)
     ours, theirs = socket.socketpair()
     log_fd = os.open(job.record.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     pid = os.fork()
@@ -71,7 +74,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 async def _serve(job: ServerJob, channel: socket.socket) -> None:
     async with trio.SocketStream(trio.socket.from_stdlib_socket(channel)) as stream:
-        await MountServer(job, stream).run()
+        await MountServer(job, ServerEnd(stream)).run()
 
 
 def _become_daemon(log_fd: int, keep: set[int]) -> None:

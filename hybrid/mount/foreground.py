@@ -31,7 +31,7 @@ def supervise(record: MountRecord) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED_SIGNALS)
     if status != 0:
         raise SystemSupportError(
-            f"the server of {record.mountpoint or record.disk} died "
+            f"the server of {record.mountpoint or record.exposed} died "
             f"({'signal' if status < 0 else 'exit code'} {abs(status)})",
             hint=f"its log is {record.log}; clean up with `hybrid umount {record.id}`",
         )
@@ -44,7 +44,7 @@ def _server_exit(record: MountRecord) -> int | None:
 
 
 def _detach(record: MountRecord) -> None:
-    logger.info("taking %s away", record.mountpoint or record.disk)
+    logger.info("taking %s away", record.mountpoint or record.exposed)
     try:
         detach(record)
     except BusyError as error:

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from hybrid.core.bounded import run_bounded
 from hybrid.errors import TimeoutExpiredError
-from hybrid.mount.bounded import run_bounded
 from hybrid.mount.mountinfo import mounts_below, read_mountinfo
 from hybrid.mount.processes import command_name, process_state
 

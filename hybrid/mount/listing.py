@@ -23,7 +23,7 @@ class MountStatus:
     ready       served, and mounted where the record says (or exposed as a file)
     starting    the mount is being made
     stopped     the server is stopped (SIGSTOP, a debugger): reads wait
-    dead        the server has ended without cleaning up: reads fail
+    dead        the server has ended without cleaning up: reads fail, or wait in mode tcmu
     unmounted   not mounted there any more; the server ends with the last user of the tree
     """
     stats: dict[str, int] | None
@@ -44,11 +44,12 @@ def describe_record(record: MountRecord, state: str) -> dict[str, Any]:
         "mode_reason": record.mode_reason,
         "state": state,
         "mountpoint": record.mountpoint or None,
-        "file": str(record.disk),
+        "file": str(record.exposed),
         "size": record.size,
         "fstype": record.fstype or None,
         "options": record.options,
         "loop": record.loop or None,
+        "device": record.device or None,
         "pid": record.pid,
         "log": str(record.log),
         "created": record.created,

@@ -102,7 +102,7 @@ def _find_id(records: list[MountRecord], prefix: str) -> MountRecord:
 
 
 def _places(record: MountRecord) -> tuple[str, ...]:
-    places = (record.mountpoint, str(record.disk), str(record.fuse_directory))
+    places = (record.mountpoint, record.device, str(record.disk), str(record.fuse_directory))
     return tuple(place for place in places if place)
 
 

@@ -8,6 +8,7 @@ import shutil
 import stat
 from pathlib import Path
 
+from hybrid.core.bounded import run_bounded
 from hybrid.errors import (
     BusyError,
     MountPointError,
@@ -15,10 +16,10 @@ from hybrid.errors import (
     SystemSupportError,
     UsageError,
 )
-from hybrid.mount.bounded import run_bounded
 from hybrid.mount.mountinfo import MountEntry, read_mountinfo, top_mount
 from hybrid.mount.paths import is_mounted, resolve_outside
 from hybrid.mount.state import MountRecord, read_records
+from hybrid.mount.tcmu_support import prepare_tcmu, tcmu_obstacle
 
 _FUSE = Path("/dev/fuse")
 _LOOK_SECONDS = 3.0
@@ -26,15 +27,20 @@ MODES = ("auto", "fuse", "tcmu")
 
 
 def choose_mode(wanted: str) -> tuple[str, str]:
-    """The front end to use, and why."""
+    """The front end to use, and why. Loads the kernel's modules for mode tcmu where it may.
+
+    Raises SystemSupportError or PermissionNeededError for a mode that cannot be had here.
+    """
     if wanted == "fuse":
         return "fuse", "asked for with --mode fuse"
-    if wanted == "auto":
-        return "fuse", "this version has no TCMU front end yet"
     if wanted == "tcmu":
-        raise SystemSupportError(
-            "the tcmu front end is not in this version", hint="use --mode fuse"
-        )
+        prepare_tcmu()
+        return "tcmu", "asked for with --mode tcmu"
+    if wanted == "auto":
+        obstacle = tcmu_obstacle()
+        if obstacle is None:
+            return "tcmu", "TCMU is usable here"
+        return "fuse", f"TCMU is not usable here: {obstacle.message}"
     raise UsageError(f"unknown mode {wanted}", hint=f"one of {', '.join(MODES)}")
 
 

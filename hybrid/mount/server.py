@@ -1,9 +1,9 @@
-"""The server process: opens the Device, exposes it through FUSE, ends when nobody needs it.
+"""The server process: opens the Device, serves it through a front end, ends when nobody needs it.
 
-It ends orderly, with its FUSE mount and its state directory removed, when
+It ends orderly, with its state directory removed, when
 
-* the last handle of the disk is closed after the mount stood (unmounted, by whomever),
-* its FUSE mount is taken away (``hybrid umount`` of an exposed file, fusermount3 -u),
+* the last handle of the disk is closed after the mount stood (unmounted, by whomever; mode fuse),
+* the kernel's side is taken away (by ``hybrid umount``; of an exposed file also by fusermount3 -u),
 * its parent goes away before the mount stood,
 * SIGTERM or the control command "stop" arrives and nothing is mounted on the disk. If something
   is, a separate ``hybrid umount`` takes that down first: this process must keep answering reads
@@ -17,7 +17,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,19 +24,17 @@ import trio
 
 from hybrid.core.device import Device
 from hybrid.errors import HybridError
-from hybrid.fuse.filesystem import DiskFilesystem
-from hybrid.fuse.session import close_session, open_session, run_session
 from hybrid.mount import control
-from hybrid.mount.channel import ATTACHED, Ready, encode_error, encode_ready
+from hybrid.mount.channel import Ready, ServerEnd
 from hybrid.mount.filesystems import HEAD_BYTES, detect
+from hybrid.mount.origin import OpenDevice
+from hybrid.mount.serving import Serving, serving_of
 from hybrid.mount.state import MountRecord, remove_directory
 
 _CLOSE_SECONDS = 5.0
 _UNDO_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
-
-OpenDevice = Callable[[], Awaitable[Device]]
 
 
 @dataclass(frozen=True)
@@ -46,44 +43,51 @@ class ServerJob:
 
     record: MountRecord
     open_device: OpenDevice
-    """Called once, in the server, inside its trio run."""
     will_be_mounted: bool
-    """Whether the parent mounts the disk (or only exposes the file)."""
+    """Whether the disk is mounted, or only exposed."""
     log_level: int = logging.INFO
     common_log: Path | None = None
     """A log file that this server writes to besides its own."""
+    takes_over: bool = False
+    """Whether a mount stands already, whose server has died: it outlives a failure to start."""
 
 
 class MountServer:
-    """One Device behind one FUSE session. All methods run in one trio task tree: no locks.
+    """One Device behind one front end. All methods run in one trio task tree: no locks."""
 
-    ``channel`` leads to the parent, see ``hybrid.mount.channel``.
-    """
-
-    def __init__(self, job: ServerJob, channel: trio.SocketStream) -> None:
+    def __init__(self, job: ServerJob, channel: ServerEnd) -> None:
         self._job = job
         self._channel = channel
         self._scope = trio.CancelScope()
-        self._disk: DiskFilesystem | None = None
         self._device: Device | None = None
+        self._serving: Serving | None = None
+        self._place = ""
+        self._may_expose = trio.Event()
         self._ends_when_idle = False
+        self._is_attached = False
+        self._is_over = False
+        """Whether the kernel's side has been taken away."""
         self._umount: subprocess.Popen[bytes] | None = None
 
     async def run(self) -> None:
-        """Serve until an orderly end. Leaves no FUSE mount and no state directory."""
+        """Serve until an orderly end. Leaves nothing in the kernel, and no state directory.
+
+        A server that took over and fails leaves all as it was, for the next one.
+        """
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals)
-            nursery.start_soon(self._watch_parent)
+            nursery.start_soon(self._follow_parent)
             with self._scope:
                 await self._serve()
             nursery.cancel_scope.cancel()
-        remove_directory(self._job.record.directory)
+        if self._is_over or not self._job.takes_over:
+            remove_directory(self._job.record.directory)
 
     async def _serve(self) -> None:
         try:
             device = self._device = await self._job.open_device()
         except HybridError as error:
-            await self._channel.send_all(encode_error(error))
+            await self._channel.send_error(error)
             return
         # Only now: the image may have been named by a relative path. From here on no directory of
         # the user is kept busy.
@@ -96,35 +100,32 @@ class MountServer:
 
     async def _serve_device(self, device: Device) -> None:
         record = self._job.record
-        disk = DiskFilesystem(device, self._on_release)
+        serving = serving_of(record.mode, device, record, self._on_release, self._end_orderly)
         try:
-            ready = await _describe(device, disk.size)
-            open_session(disk, record.fuse_directory, f"hybrid:{record.id}")
+            await self._channel.send_ready(await _describe(device, serving.size))
+            await self._may_expose.wait()
+            serving.open(self._place, takes_over=self._job.takes_over)
         except HybridError as error:
-            await self._channel.send_all(encode_error(error))
+            await self._channel.send_error(error)
             return
-        self._disk = disk
+        self._serving = serving
         try:
-            await self._run_session(ready)
+            await self._answer(serving)
         finally:
-            close_session()
+            serving.close()
 
-    async def _run_session(self, ready: Ready) -> None:
-        listener = await control.listen(self._job.record.control)
+    async def _answer(self, serving: Serving) -> None:
+        record = self._job.record
+        record.control.unlink(missing_ok=True)  # of the server that died
+        listener = await control.listen(record.control)
         handlers = {"status": self._status, "stats": self._stats, "stop": self._stop}
         async with trio.open_nursery() as nursery:
             nursery.start_soon(control.serve, listener, handlers)
-            nursery.start_soon(self._announce, ready)
-            logger.info("serving %s, %d bytes", self._job.record.image, ready.size)
-            await run_session()
-            logger.info("the FUSE mount is gone")
+            nursery.start_soon(self._channel.send_serving)
+            logger.info("serving %s, %d bytes", record.image, serving.size)
+            await serving.run()
+            self._is_over = True
             nursery.cancel_scope.cancel()
-
-    async def _announce(self, ready: Ready) -> None:
-        try:
-            await self._channel.send_all(encode_ready(ready))
-        except trio.BrokenResourceError:
-            logger.warning("the starting process is gone")
 
     async def _watch_signals(
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -138,14 +139,16 @@ class MountServer:
                 logger.info("%s: ending", signal.Signals(number).name)
                 self._end_orderly()
 
-    async def _watch_parent(self) -> None:
-        try:
-            message = await self._channel.receive_some(len(ATTACHED))
-        except trio.BrokenResourceError:
-            message = b""
-        self._ends_when_idle = self._job.will_be_mounted or message != ATTACHED
+    async def _follow_parent(self) -> None:
+        message = await self._channel.receive()
+        if "expose" in message:
+            self._place = message["expose"]
+            self._may_expose.set()
+            message = await self._channel.receive()
+        self._is_attached = "attached" in message
+        self._ends_when_idle = self._job.will_be_mounted or not self._is_attached
         self._on_release()
-        if message != ATTACHED:
+        if not self._is_attached:
             logger.info("the starting process went away: ending")
             # It may have undone its mount, and the kernel closes our file a little later.
             await trio.sleep(_UNDO_SECONDS)
@@ -157,10 +160,10 @@ class MountServer:
             self._scope.cancel()
 
     def _is_used(self) -> bool:
-        return self._disk is not None and self._disk.open_handles > 0
+        return self._serving is not None and self._serving.in_use
 
     def _end_orderly(self) -> None:
-        if not self._is_used():
+        if not self._is_used() or (self._job.takes_over and not self._is_attached):
             self._scope.cancel()
             return
         self._ends_when_idle = True
@@ -168,12 +171,10 @@ class MountServer:
             self._umount = _start_umount(self._job.record)
 
     def _status(self) -> control.Answer:
-        disk = self._disk
         return {
             "id": self._job.record.id,
             "pid": os.getpid(),
-            "handles": disk.open_handles if disk else 0,
-            "read_errors": disk.read_errors if disk else 0,
+            **(self._serving.counters() if self._serving else {}),
             **self._stats(),
         }
 
@@ -192,6 +193,8 @@ async def _describe(device: Device, size: int) -> Ready:
     return Ready(
         size=size,
         digest=getattr(device, "digest", ""),
+        identity=device.identity(),
+        writable=device.writable,
         fstype=found.fstype if found else "",
         drivers=list(found.drivers) if found else [],
         options=found.options if found else "",

@@ -1,7 +1,7 @@
 """What is mounted, on disk: one private directory per mount, named by its id.
 
     STATE/<id>/state.json   the MountRecord, replaced atomically, written by ``hybrid mount`` only
-    STATE/<id>/fuse/        the FUSE mount point; ``disk`` in it is the merged image
+    STATE/<id>/fuse/        the FUSE mount point; ``disk`` in it is the merged image (mode fuse)
     STATE/<id>/control      the server's control socket
     STATE/<id>/log          the server's log (and ``log.1``)
 
@@ -24,12 +24,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hybrid.errors import HybridError, PermissionNeededError, StorageFullError
+from hybrid.errors import BusyError, HybridError, PermissionNeededError, StorageFullError
 from hybrid.fuse import DISK_NAME
-from hybrid.mount.processes import ProcessIdentity
+from hybrid.mount.processes import ProcessIdentity, wait_until
 
 _FILES = ("state.json", "state.json.new", "control", "log", "log.1")
 _ID_DIGITS = 8
+_CLAIM_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,16 @@ class MountRecord:
     options: str = ""
     loop: str = ""
     """The loop device, "" if there is none."""
+    device: str = ""
+    """The SCSI disk in mode tcmu, once it is there; "" in mode fuse."""
     source: str = ""
-    """What was given to mount(2): the loop device or the file itself."""
+    """What was given to mount(2): the SCSI disk, the loop device or the file itself."""
     size: int = 0
     """Bytes of the exposed disk."""
+    identity: str = ""
+    """Of the disk's content: whoever takes over as server must have the same."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """How to open the image again, see ``hybrid.mount.origin``."""
     ready: bool = False
     created: str = ""
     """UTC, ISO 8601."""
@@ -67,6 +74,11 @@ class MountRecord:
         return self.fuse_directory / DISK_NAME
 
     @property
+    def exposed(self) -> Path:
+        """Where a program finds the disk."""
+        return Path(self.device) if self.device else self.disk
+
+    @property
     def log(self) -> Path:
         return self.directory / "log"
 
@@ -78,6 +90,10 @@ class MountRecord:
     def server(self) -> ProcessIdentity:
         return ProcessIdentity(self.pid, self.pid_start_time)
 
+    def has_ended(self) -> bool:
+        """Whether server and record are gone."""
+        return not self.server.is_alive() and not self.directory.exists()
+
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _STORED}
 
@@ -88,6 +104,18 @@ class MountRecord:
             new.touch(mode=0o600)
             new.write_text(json.dumps(self.to_json(), indent=2) + "\n")
             new.replace(self.directory / "state.json")
+
+
+class Recorder:
+    """The record of a mount that is being made: every change is on disk before the next step."""
+
+    def __init__(self, record: MountRecord) -> None:
+        self.record = record
+
+    def note(self, **changes: Any) -> MountRecord:
+        self.record = dataclasses.replace(self.record, **changes)
+        self.record.save()
+        return self.record
 
 
 _STORED = tuple(
@@ -106,7 +134,7 @@ def state_root() -> Path:
     return Path(runtime) / "hybrid" if runtime else Path(f"/tmp/hybrid-{os.geteuid()}")
 
 
-def create_record(image: str, mode: str, mode_reason: str) -> MountRecord:
+def create_record(image: str, mode: str, mode_reason: str, origin: dict[str, Any]) -> MountRecord:
     """Make the directory of a new mount, with a first record in it."""
     root = state_root()
     with _storage_errors(root):
@@ -121,6 +149,7 @@ def create_record(image: str, mode: str, mode_reason: str) -> MountRecord:
         image=image,
         mode=mode,
         mode_reason=mode_reason,
+        origin=origin,
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     try:
@@ -162,6 +191,33 @@ def exclusive_records() -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def claim(record: MountRecord) -> Iterator[MountRecord | None]:
+    """Be the only command that changes this mount. Yields the record as it is then, None: gone.
+
+    Raises BusyError if another command does not let go of it in time.
+    """
+    try:
+        descriptor = os.open(record.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        if not wait_until(lambda: _try_lock(descriptor), _CLAIM_SECONDS):
+            raise BusyError(f"another command is at work on mount {record.id}", hint="wait for it")
+        yield read_record(record.directory)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def read_records() -> list[MountRecord]:
     """All mounts of this user, oldest first. A damaged record has only its id and directory."""
     root = state_root()
@@ -170,11 +226,12 @@ def read_records() -> list[MountRecord]:
         names = [entry.name for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
-    records = [_read_record(root / name) for name in names if not name.startswith(".")]
+    records = [read_record(root / name) for name in names if not name.startswith(".")]
     return sorted((found for found in records if found), key=lambda found: found.created)
 
 
-def _read_record(directory: Path) -> MountRecord | None:
+def read_record(directory: Path) -> MountRecord | None:
+    """The record in a mount's directory, None if it is gone. A damaged one has only its id."""
     try:
         fields = json.loads((directory / "state.json").read_text())
         known = {name: fields[name] for name in _STORED if type(fields[name]) is _TYPES[name]}

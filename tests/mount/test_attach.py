@@ -82,7 +82,7 @@ def test_records_and_logs_are_private(bench: MountBench, images: ImageMaker) -> 
 
 def test_tcmu_is_refused_and_auto_says_why(bench: MountBench, images: ImageMaker) -> None:
     line = bench.fail("mount", images.get("ext4"), bench.mountpoint, "--mode", "tcmu", code=10)
-    assert "--mode fuse" in line
+    assert "target_core_user" in line
     assert bench.leftovers() == []
     done = bench.run("-v", "mount", images.get("ext4"), bench.mountpoint)
     record = json.loads(done.stdout)

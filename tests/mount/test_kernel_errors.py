@@ -20,8 +20,8 @@ from hybrid.mount import kernel
 from hybrid.mount.channel import Ready
 from hybrid.mount.syscalls import umount2
 
-EXT3 = Ready(512, "", "ext3", ["ext3", "ext4"], "noload", "", False)
-EROFS = Ready(512, "", "erofs", ["erofs"], "", "", True)
+EXT3 = Ready(512, "", "", False, "ext3", ["ext3", "ext4"], "noload", "", False)
+EROFS = Ready(512, "", "", False, "erofs", ["erofs"], "", "", True)
 DEVICE, PLACE = Path("/dev/null"), Path("/mnt")
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.errors import NotFoundError, PermissionNeededError, TimeoutExpiredError
-from hybrid.mount.bounded import BoundedTask, run_bounded
+from hybrid.core.bounded import BoundedTask, run_bounded
+from hybrid.errors import BusyError, NotFoundError, PermissionNeededError, TimeoutExpiredError
 from hybrid.mount.mountinfo import mounts_below, parse_mountinfo, top_mount
 from hybrid.mount.paths import find_target, resolve_outside
 from hybrid.mount.processes import ProcessIdentity, identify
@@ -84,7 +84,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 class TestRecords:
     def test_a_record_is_read_as_it_was_saved(self, root: Path) -> None:
-        record = create_record("image", "fuse", "why")
+        record = create_record("image", "fuse", "why", {})
         record = dataclasses.replace(record, pid=7, loop="/dev/loop3", ready=True, size=512)
         record.save()
         assert read_records() == [record]
@@ -95,7 +95,7 @@ class TestRecords:
         remove_directory(record.directory)  # gone already is fine
 
     def test_foreign_files_are_never_removed(self, root: Path) -> None:
-        record = create_record("image", "fuse", "why")
+        record = create_record("image", "fuse", "why", {})
         (record.fuse_directory / "precious").touch()
         with pytest.raises(OSError, match="not empty"):
             remove_directory(record.directory)
@@ -103,14 +103,14 @@ class TestRecords:
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"pid": "x"}', "\0"])
     def test_a_damaged_record_still_has_its_id(self, root: Path, text: str) -> None:
-        record = create_record("image", "fuse", "why")
+        record = create_record("image", "fuse", "why", {})
         (record.directory / "state.json").write_text(text)
         (damaged,) = read_records()
         assert (damaged.id, damaged.image, damaged.pid) == (record.id, "", 0)
         assert not damaged.server.is_alive()
 
     def test_a_value_of_a_wrong_type_is_not_taken(self, root: Path) -> None:
-        record = dataclasses.replace(create_record("image", "fuse", "why"), pid=1)
+        record = dataclasses.replace(create_record("image", "fuse", "why", {}), pid=1)
         record.save()
         path = record.directory / "state.json"
         path.write_text(path.read_text().replace('"pid": 1', '"pid": "1"'))
@@ -119,7 +119,7 @@ class TestRecords:
 
     def test_an_open_directory_is_refused(self, root: Path) -> None:
         root.mkdir(mode=0o750)
-        for attempt in (read_records, lambda: create_record("image", "fuse", "why")):
+        for attempt in (read_records, lambda: create_record("image", "fuse", "why", {})):
             with pytest.raises(PermissionNeededError, match="mode 0750"):
                 attempt()
 
@@ -129,7 +129,7 @@ class TestRecords:
         ids = iter(["abcd0001", "abcd0002", "12345678"])
         monkeypatch.setattr("hybrid.mount.state.secrets.token_hex", lambda size: next(ids))
         for _ in range(3):
-            create_record("image", "fuse", "why")
+            create_record("image", "fuse", "why", {})
         assert find_target("abcd0002").id == "abcd0002"
         assert find_target("1234").id == "12345678"
         with pytest.raises(NotFoundError, match="2 mounts have an id that starts with abcd"):
@@ -182,12 +182,21 @@ class TestBoundedWork:
         with pytest.raises(RuntimeError, match="work: ZeroDivisionError"):
             run_bounded("work", lambda: 1 // 0, 5)
 
-    def test_what_takes_too_long_is_given_up_or_waited_for_again(self) -> None:
-        reader, writer = os.pipe()
-        task = BoundedTask("work", lambda: len(os.read(reader, 1)))
+    def test_an_error_of_hybrid_comes_back_as_it_was(self) -> None:
+        def fail() -> None:
+            raise BusyError("in use", hint="wait")
+
+        with pytest.raises(BusyError, match=r"in use \(wait\)"):
+            run_bounded("work", fail, 5)
+
+    def test_what_takes_too_long_is_given_up_or_waited_for_again(self, tmp_path: Path) -> None:
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        task = BoundedTask("work", lambda: len(fifo.read_bytes()))
         with pytest.raises(TimeoutExpiredError, match="work did not end within"):
             task.wait(0.05)
-        os.write(writer, b"x")
+        fifo.write_bytes(b"x")
         assert task.wait(5) == 1
-        os.close(reader)
-        os.close(writer)
+
+    def test_the_child_has_no_descriptors_of_ours(self) -> None:
+        assert run_bounded("work", lambda: len(os.listdir("/proc/self/fd")), 5) == 5

@@ -1,6 +1,7 @@
 """``hybrid mount`` with a Device made from a raw file instead of an image, for the tests of mounts.
 
-    python -m support.mount_driver RAW [MOUNTPOINT] [--foreground] [--mode M] [--error-at A-B] ...
+    python -m support.mount_driver mount RAW [MOUNTPOINT] [--foreground] [--mode M] [--writable] ...
+    python -m support.mount_driver resume ID
 
 Errors become exit codes through the real ``hybrid.cli.main``. Prints the record as JSON.
 """
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import trio
@@ -22,15 +24,19 @@ from hybrid.errors import FormatError
 from hybrid.mount.attach import MountRequest, attach
 from hybrid.mount.foreground import supervise
 from hybrid.mount.listing import describe_record
+from hybrid.mount.origin import OpenDevice
+from hybrid.mount.paths import find_target
+from hybrid.mount.resume import resume
 
 
 class RawDevice(Device):
     """A raw file as a Device, with faults: a failing range, a range that hangs, a bug, a crash."""
 
-    def __init__(self, path: Path, options: dict[str, str]) -> None:
+    def __init__(self, path: Path, options: dict[str, str], *, writable: bool = False) -> None:
         self.name = f"raw {path.name}"
         self.digest = "sha256:" + "0" * 64
-        self._fd = os.open(path, os.O_RDONLY)
+        self.writable = writable
+        self._fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
         self.size = os.fstat(self._fd).st_size
         self._error_at = _range(options.get("error_at"))
         self._bug_at = _range(options.get("bug_at"))
@@ -58,6 +64,22 @@ class RawDevice(Device):
         self.fetched += length
         return os.pread(self._fd, length, offset)
 
+    def pwrite_nowait(self, offset: int, data: Buffer) -> bool:
+        check_range(offset, len(data), self.size, self.name)
+        return os.pwrite(self._fd, data, offset) == len(data)
+
+    async def pwrite(self, offset: int, data: Buffer) -> None:
+        self.pwrite_nowait(offset, data)
+
+    async def discard(self, offset: int, length: int) -> None:
+        self.pwrite_nowait(offset, bytes(length))
+
+    async def flush(self) -> None:
+        os.fdatasync(self._fd)
+
+    def identity(self) -> str:
+        return f"{self.name} {self.size}"
+
     def stats(self) -> dict[str, int]:
         return {"bytes_total": self.size, "bytes_fetched": self.fetched}
 
@@ -80,34 +102,57 @@ def _overlaps(bad: range, offset: int, length: int) -> bool:
 @click.option("--foreground", is_flag=True)
 @click.option("--mode", default="auto")
 @click.option("--remote", is_flag=True)
+@click.option("--writable", is_flag=True)
 @click.option("--error-at", help="FIRST-END: byte range whose reads fail")
 @click.option("--bug-at", help="byte range whose reads raise KeyError")
 @click.option("--hang-at", help="byte range whose reads never end")
 @click.option("--open", "opening", default="", help="fail | die | hang: how opening goes wrong")
-def command(
-    raw: Path, mountpoint: Path | None, foreground: bool, mode: str, opening: str, **faults: str
+def mount_raw(
+    raw: Path,
+    mountpoint: Path | None,
+    foreground: bool,
+    mode: str,
+    opening: str,
+    writable: bool,
+    **faults: str,
 ) -> None:
-    async def open_device() -> Device:
-        if opening == "fail":
-            raise FormatError("layer 2 is damaged", hint="fetch it again", offset=7)
-        if opening == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if opening == "bug":
-            raise KeyError("a bug while opening")
-        if opening == "hang":
-            await trio.sleep_forever()
-        return RawDevice(raw, faults)
-
-    record = attach(MountRequest(raw.name, open_device, mountpoint, mode, foreground))
+    origin = {"raw": str(raw), "opening": opening, "writable": writable, "faults": faults}
+    record = attach(MountRequest(raw.name, opener(origin), origin, mountpoint, mode, foreground))
     print_json(describe_record(record, "ready"))
     sys.stdout.flush()
     if foreground:
         supervise(record)
 
 
+@click.command("resume")
+@click.argument("target")
+def resume_raw(target: str) -> None:
+    record = resume(find_target(target), lambda record: opener(record.origin))
+    print_json(describe_record(record, "ready"))
+
+
+def opener(origin: dict[str, Any]) -> OpenDevice:
+    """How to open the raw file again, from what a record stores."""
+
+    async def open_device() -> Device:
+        match origin["opening"]:
+            case "fail":
+                raise FormatError("layer 2 is damaged", hint="fetch it again", offset=7)
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "bug":
+                raise KeyError("a bug while opening")
+            case "hang":
+                await trio.sleep_forever()
+        return RawDevice(Path(origin["raw"]), origin["faults"], writable=origin["writable"])
+
+    return open_device
+
+
 class _Verbs(hybrid.cli.LazyGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return command if cmd_name == "mount" else super().get_command(ctx, cmd_name)
+        ours = {"mount": mount_raw, "resume": resume_raw}
+        return ours.get(cmd_name) or super().get_command(ctx, cmd_name)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hybrid.errors import TimeoutExpiredError
+from hybrid.errors import HybridError, TimeoutExpiredError, decode_error, encode_error
+
+_MAX_DESCRIPTOR = (1 << 31) - 1
 
 
 class BoundedTask:
     """Runs ``work`` in a forked child at once. Its result must be JSON.
 
-    An OSError of ``work`` is raised again in ``wait``; any other exception becomes RuntimeError.
+    An OSError of ``work`` is raised again in ``wait``, and so is a HybridError; any other exception
+    becomes RuntimeError. The child has none of our descriptors.
     """
 
     def __init__(self, name: str, work: Callable[[], Any]) -> None:
@@ -59,6 +62,8 @@ class BoundedTask:
         answer = json.loads(self._received or b'{"bug": "the child process died"}')
         if "errno" in answer:
             raise OSError(answer["errno"], os.strerror(answer["errno"]))
+        if "error" in answer:
+            raise decode_error(answer["error"])
         if "bug" in answer:
             raise RuntimeError(f"{self.name}: {answer['bug']}")
         return answer["result"]
@@ -81,10 +86,15 @@ def _run_child(work: Callable[[], Any], writer: int) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
+        # Nor anything else: a socket's other end would wait for its last holder to go.
+        os.closerange(3, writer)
+        os.closerange(writer + 1, _MAX_DESCRIPTOR)
         try:
             answer = {"result": work()}
         except OSError as error:
             answer = {"errno": error.errno or 0}
+        except HybridError as error:
+            answer = {"error": encode_error(error)}
         except Exception as error:
             answer = {"bug": f"{type(error).__name__}: {error}"}
         rest = json.dumps(answer).encode()

@@ -1,0 +1,50 @@
+"""Mode fuse in the server: one FUSE session with one file, the disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from hybrid.core.device import Device
+from hybrid.fuse.filesystem import DiskFilesystem
+from hybrid.fuse.session import close_session, open_session, run_session
+from hybrid.mount.serving import Serving
+from hybrid.mount.state import MountRecord
+
+logger = logging.getLogger(__name__)
+
+
+class FuseServing(Serving):
+    def __init__(
+        self,
+        device: Device,
+        record: MountRecord,
+        on_release: Callable[[], None],
+        on_unmounted: Callable[[], None],
+    ) -> None:
+        super().__init__(device, record, on_release, on_unmounted)
+        self._disk = DiskFilesystem(device, on_release)
+        self._is_open = False
+
+    @property
+    def size(self) -> int:
+        return self._disk.size
+
+    @property
+    def in_use(self) -> bool:
+        return self._disk.open_handles > 0
+
+    def counters(self) -> dict[str, int]:
+        return {"handles": self._disk.open_handles, "read_errors": self._disk.read_errors}
+
+    def open(self, place: str, *, takes_over: bool) -> None:
+        open_session(self._disk, self.record.fuse_directory, f"hybrid:{self.record.id}")
+        self._is_open = True
+
+    async def run(self) -> None:
+        await run_session()
+        logger.info("the FUSE mount is gone")
+
+    def close(self) -> None:
+        if self._is_open:
+            close_session()

@@ -1,0 +1,143 @@
+"""Mode tcmu, as the commands see it: a backstore, a loopback target, and a SCSI disk.
+
+Everything that the kernel may hold up runs in a child with a bound (``hybrid.core.bounded``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import trio
+
+from hybrid.block import configfs, teardown
+from hybrid.block.arrival import wait_for_disk
+from hybrid.block.names import Target, wwn_of
+from hybrid.core.bounded import run_bounded
+from hybrid.errors import (
+    BusyError,
+    FormatError,
+    SystemSupportError,
+    TimeoutExpiredError,
+)
+from hybrid.mount import kernel
+from hybrid.mount.channel import Ready
+from hybrid.mount.front import Front
+from hybrid.mount.holders import describe_holders, find_holders
+from hybrid.mount.state import MountRecord, Recorder
+
+_CREATE_SECONDS = 20.0
+_EXPORT_SECONDS = 60.0
+_ARRIVAL_SECONDS = 20.0
+_OPEN_SECONDS = 5.0
+_END_SECONDS = 5.0
+DISK_TIMEOUT_SECONDS = 2147483
+"""How long sd waits for an answer: practically for ever, since a server may come back. (spec:
+snapshotter 12; milliseconds of it must fit 32 bits.)"""
+
+
+def target_of(record: MountRecord) -> Target:
+    """The names that the disk of a mount has in the kernel."""
+    return Target(record.id, wwn_of(record.id))
+
+
+class TcmuFront(Front):
+    def prepare(self, recorder: Recorder, ready: Ready) -> str:
+        if not ready.size:
+            raise FormatError(f"the disk of {recorder.record.image} is empty")
+        target = target_of(recorder.record)
+        try:
+            name: str = run_bounded(
+                "making the TCMU device",
+                lambda: configfs.create_backstore(target, ready.size, not ready.writable),
+                _CREATE_SECONDS,
+            )
+        except TimeoutExpiredError as error:
+            raise TimeoutExpiredError(
+                f"{error.message}: the kernel waits for another TCMU program to answer",
+                hint="`hybrid doctor` tells the way out",
+            ) from None
+        return name
+
+    def expose(self, recorder: Recorder) -> None:
+        target = target_of(recorder.record)
+        address: str = run_bounded(
+            "making the SCSI disk", lambda: configfs.export(target), _EXPORT_SECONDS
+        )
+        disk = trio.run(wait_for_disk, address, _ARRIVAL_SECONDS)
+        _never_time_out(disk)
+        recorder.note(device=str(disk), source=str(disk))
+
+    def mount(self, recorder: Recorder, mountpoint: Path, ready: Ready) -> None:
+        kernel.mount_device(Path(recorder.record.device), mountpoint, ready)
+
+    def unmount_exposed(self, record: MountRecord, lazy: bool) -> None:
+        """Nothing stands for a mounted tree; ``withdraw`` looks for users."""
+
+    def fail_reads(self, record: MountRecord) -> None:
+        record.server.send(signal.SIGKILL)
+        if record.server.wait_gone(_END_SECONDS):
+            teardown.fail_pending(target_of(record))
+
+    def withdraw(self, record: MountRecord, lazy: bool) -> bool:
+        try:
+            check_unused(record)
+        except BusyError:
+            if lazy:
+                return False
+            raise
+        except TimeoutExpiredError:
+            return False
+        teardown.take_down(target_of(record), record.server.is_alive)
+        record.server.wait_gone(_END_SECONDS)
+        return record.has_ended()
+
+    def abandon(self, record: MountRecord) -> None:
+        teardown.take_down(target_of(record), record.server.is_alive)
+
+    def force(self, record: MountRecord) -> None:
+        teardown.take_down(target_of(record), lambda: False)
+
+
+def check_unused(record: MountRecord) -> None:
+    """Raises BusyError if the disk is mounted anywhere, or open; needs a server that answers.
+
+    Raises TimeoutExpiredError if it does not answer.
+    """
+    if not record.device:
+        return
+    name = record.device
+    if record.mountpoint:
+        name = f"{record.mountpoint} is unmounted, but {record.device}"
+    holders = find_holders(record.device)
+    if holders:
+        raise BusyError(
+            f"{name} is in use by {describe_holders(record.device)}",
+            hint="end that, or use --lazy",
+        )
+    try:
+        run_bounded(f"opening {record.device}", lambda: _open_exclusively(record), _OPEN_SECONDS)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise BusyError(
+                f"{name} is still in use elsewhere: by a mount in another namespace, a tree that "
+                "was detached, or another driver",
+                hint="its server ends with the last user; see `hybrid list`",
+            ) from None
+        if error.errno not in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+            raise SystemSupportError(f"cannot open {record.device}: {error.strerror}") from error
+
+
+def _open_exclusively(record: MountRecord) -> None:
+    # The kernel refuses this while a file system or a device mapper has claimed the disk.
+    os.close(os.open(record.device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+
+
+def _never_time_out(disk: Path) -> None:
+    path = Path(f"/sys/block/{disk.name}/device/timeout")
+    try:
+        path.write_text(str(DISK_TIMEOUT_SECONDS))
+    except OSError as error:
+        raise SystemSupportError(f"cannot set {path}: {error.strerror}") from error
