@@ -132,7 +132,8 @@ def unexport(target: Target) -> None:
     Any number of processes may do it at the same time. Blocks until the commands in flight are
     answered; see ``hybrid.block.teardown`` for a handler that is dead.
     """
-    if not target.fabric.is_dir():
+    fabrics = target.fabric.parent
+    if not fabrics.is_dir():
         return
     remove_link(target.lun / target.name)
     remove_directory(target.lun)
@@ -140,7 +141,7 @@ def unexport(target: Target) -> None:
     remove_directory(target.port_group)
     with locked(names.ROOT):
         remove_directory(target.fabric)
-        _remove_if_empty(target.fabric.parent)
+        _remove_if_empty(fabrics)
 
 
 def remove_backstore(target: Target) -> None:
@@ -190,31 +191,25 @@ def address(target: Target) -> str:
 def list_targets() -> list[Target]:
     """Every target of hybrid in configfs, by id, also one that is half made or half gone.
 
-    A lone HBA without a backstore is not told apart from those of others.
+    A lone HBA without a backstore is not told apart from those of others. Directories of LUNs are
+    not looked into: that would wait for the removal of one. It may still block where a removal of
+    a backstore hangs, of whomever.
     """
-    exported = dict(_exported())
-    known = {backstore.name.removeprefix("hybrid-") for backstore in _backstores()}
-    known |= exported.keys()
-    return [Target(found, exported.get(found, wwn_of(found))) for found in sorted(known)]
+    return [Target(found, wwn_of(found)) for found in sorted({*_backstores(), *_fabrics()})]
 
 
-def _backstores() -> Iterator[Path]:
+def _backstores() -> Iterator[str]:
     for backstore in names.ROOT.glob("core/user_*/hybrid-*"):
         found = backstore.name.removeprefix("hybrid-")
         if names.ID.fullmatch(found) and backstore.parent.name == f"user_{int(found, 16)}":
-            yield backstore
+            yield found
 
 
-def _exported() -> Iterator[tuple[str, str]]:
-    """Id and WWN of each loopback target of ours, told by its link or by its name."""
-    for fabric in names.ROOT.glob("loopback/naa.3*"):
-        wwn = fabric.name.removeprefix("naa.")
-        if not names.WWN.fullmatch(wwn):
-            continue
-        links = [link.name for link in fabric.glob("tpgt_1/lun/lun_0/hybrid-*")]
-        found = links[0].removeprefix("hybrid-") if links else wwn[8:]
-        if names.ID.fullmatch(found) and (links or wwn == wwn_of(found)):
-            yield found, wwn
+def _fabrics() -> Iterator[str]:
+    for fabric in names.ROOT.glob(f"loopback/naa.{names.OWN_WWN}*"):
+        found = fabric.name[-names.ID_LENGTH :]
+        if names.ID.fullmatch(found) and fabric.name == f"naa.{wwn_of(found)}":
+            yield found
 
 
 def _check_root() -> None:

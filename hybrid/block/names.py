@@ -9,15 +9,16 @@ from pathlib import Path
 ROOT = Path("/sys/kernel/config/target")
 UIO_CLASS = Path("/sys/class/uio")
 
+ID_LENGTH = 8
 ID = re.compile(r"[0-9a-f]{8}")
 WWN = re.compile(r"3[0-9a-f]{15}")
-_OWN_WWN = "3687962"
-"""Locally assigned NAA (3), then "hyb": tells a half-made loopback target of ours."""
+OWN_WWN = "3687962"
+"""Locally assigned NAA (3), then "hyb": tells a loopback target of ours without looking into it."""
 
 
 def wwn_of(target_id: str) -> str:
     """The world wide name that belongs to an id: 16 hex digits, NAA 3."""
-    return f"{_OWN_WWN}0{target_id}"
+    return f"{OWN_WWN}0{target_id}"
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ Everything is big-endian. How a disk driver (kernel: drivers/scsi/scsi_error.c, 
     illegal request           not retried, EREMOTEIO; some codes switch a feature of the disk off
 
 **The information field is a promise.** The LBA in it says that all blocks of the command in front
-of it were transferred: sd completes that part of a read as good. TCMU copies no data-in for a
-command that ends in CHECK CONDITION, so that the reader would get memory that nobody filled.
-Therefore only ever give the *first* LBA of the command.
+of it were transferred, and sd completes that part of a read as good. TCMU however copies no data-in
+for a command that ends in CHECK CONDITION, so that readers would get memory that nobody filled:
+tried on Linux 6.12 with adjacent reads that the kernel had merged into one command. Therefore only
+ever give the *first* LBA of the command.
 """
 
 from __future__ import annotations

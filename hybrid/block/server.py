@@ -12,9 +12,9 @@ commands outstanding, and their data must fit into the ring's data area.
 commands come fast, the server therefore looks at the ring for as long as a sleep would cost before
 it sleeps. That time is measured, since an emulated machine is 20 times slower than another.
 
-**Ending.** When the device is gone, or on cancellation, commands that are not completed stay as they
-are: the kernel repeats them for the next server after a reset of the ring. A write may then have
-been done in part, or twice, which the repetition makes good.
+**Ending.** When the device is gone, or on cancellation, commands that are not completed stay as
+they are: the kernel repeats them for the next server after a reset of the ring. A write may then
+have been done in part, or twice, which the repetition makes good.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BATCH = 32
 _TURN_NS = 300_000
 """How long other tasks (fetches, the control socket) may have to wait for their turn."""
 _TURN_COSTS = 8
-"""... but no less than so many turns of the loop cost: giving turns must not be all that is done."""
+"""... but no less than so many turns of the loop cost: more must be done than to give turns."""
 _SLEEP_COSTS = 4
 """What a sleep with its wake-up costs, in turns of the loop: so long looking is cheaper."""
 _HOT_FACTOR = 3

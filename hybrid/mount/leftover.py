@@ -47,6 +47,11 @@ def is_young(path: Path) -> bool:
         return False
 
 
+def elsewhere(directory: Path) -> str:
+    """The remedy for a mount whose record is in another state directory than ours."""
+    return f"HYBRID_STATE_DIR={directory.parent} hybrid umount {directory.name}"
+
+
 @contextlib.contextmanager
 def removal_errors(path: Path) -> Iterator[None]:
     """An OSError leaves as the HybridError for a file that cannot be removed."""

@@ -13,23 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid.block.configfs import list_targets
-from hybrid.errors import BusyError
-from hybrid.fuse.loop import backing_file, clear_loop
 from hybrid.mount.detach import force_end
-from hybrid.mount.leftover import Leftover, is_young, removal_errors
+from hybrid.mount.leftover import Leftover, elsewhere, is_young, removal_errors
 from hybrid.mount.listing import MountStatus, list_mounts
+from hybrid.mount.loop_leftovers import judge_loops, list_loops
 from hybrid.mount.mountinfo import MountEntry, read_mountinfo
 from hybrid.mount.open_files import OpenFiles, look_at_processes
 from hybrid.mount.paths import is_mounted
-from hybrid.mount.processes import wait_until
 from hybrid.mount.state import MountRecord, claim, remove_directory, state_root
 from hybrid.mount.target_leftovers import find_hanging, find_targets
 
-_CLEAR_SECONDS = 1.0
-_MOUNT_DIRECTORY = r"(/.*/[0-9a-f]{8})"
-_LOOP_FILE = re.compile(_MOUNT_DIRECTORY + r"/fuse/disk(?: \(deleted\))?")
 _FUSE_SOURCE = re.compile(r"hybrid:[0-9a-f]{8}")
-_SYSFS_BLOCK = Path("/sys/block")
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Scene:
         return cls(
             list_mounts(),
             read_mountinfo(),
-            _list_loops(),
+            list_loops(),
             frozenset(target.id for target in list_targets()),
             look_at_processes(),
         )
@@ -65,11 +59,12 @@ def find_leftovers() -> list[Leftover]:
     scene = Scene.look()
     root = state_root()
     known = frozenset(mount.record.id for mount in scene.mounts)
+    known_directories = frozenset(str(mount.record.directory) for mount in scene.mounts)
     return [
         *(left for mount in scene.mounts for left in judge_mount(mount, scene)),
         *_find_drafts(root),
         *_find_logs(root),
-        *judge_loops(scene, root),
+        *judge_loops(scene.loops, known_directories, scene.entries, scene.files),
         *judge_fuse_mounts(scene, root),
         *find_targets(known, scene.files),
         *find_hanging(),
@@ -152,34 +147,6 @@ def _children(root: Path, pattern: str) -> list[Path]:
     return sorted(root.glob(pattern))
 
 
-def judge_loops(scene: Scene, root: Path) -> Iterator[Leftover]:
-    """Loop devices over files of servers that are gone, with no record that tells of them."""
-    known = {str(mount.record.directory) for mount in scene.mounts}
-    for loop, file in scene.loops.items():
-        match = _LOOP_FILE.fullmatch(file)
-        if match is None or match[1] in known or match[1] in scene.files.writers:
-            continue
-        text = f"{loop} reads {file}, which no server of hybrid serves any more"
-        places = [entry.mount_point for entry in scene.entries if entry.source == str(loop)]
-        if places:
-            yield Leftover("loop", str(loop), text, f"umount {places[0]}; {loop} goes with it")
-        elif Path(match[1]).parent != root and str(Path(match[1]) / "fuse") in _points(scene):
-            yield Leftover("loop", str(loop), text, _elsewhere(match[1]))
-        else:
-            yield _removable_loop(loop, file, text)
-
-
-def _removable_loop(loop: Path, file: str, text: str) -> Leftover:
-    def remove() -> None:
-        if backing_file(loop) != file:
-            return
-        clear_loop(loop)
-        if not wait_until(lambda: backing_file(loop) != file, _CLEAR_SECONDS):
-            raise BusyError(f"{loop} is still in use", hint="it goes with its last user")
-
-    return Leftover("loop", str(loop), text, "`hybrid gc` removes it", remove)
-
-
 def judge_fuse_mounts(scene: Scene, root: Path) -> Iterator[Leftover]:
     """FUSE mounts of dead servers in other state directories, whose records are not ours to judge.
 
@@ -194,25 +161,4 @@ def judge_fuse_mounts(scene: Scene, root: Path) -> Iterator[Leftover]:
         ):
             continue
         text = f"no server of hybrid serves the FUSE mount {entry.mount_point} any more"
-        yield Leftover("fuse", entry.mount_point, text, _elsewhere(str(directory)))
-
-
-def _elsewhere(directory: str) -> str:
-    """The remedy for what another state directory has to tell about."""
-    path = Path(directory)
-    return f"HYBRID_STATE_DIR={path.parent} hybrid umount {path.name}"
-
-
-def _points(scene: Scene) -> set[str]:
-    return {entry.mount_point for entry in scene.entries}
-
-
-def _list_loops() -> dict[Path, str]:
-    """Loop devices in use, by their attributes: nothing is opened."""
-    found = {}
-    for directory in sorted(_SYSFS_BLOCK.glob("loop*")):
-        loop = Path("/dev") / directory.name
-        file = backing_file(loop)
-        if file:
-            found[loop] = file
-    return found
+        yield Leftover("fuse", entry.mount_point, text, elsewhere(directory))

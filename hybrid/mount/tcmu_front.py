@@ -8,14 +8,16 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
 from hybrid.block import configfs, teardown
 from hybrid.block.arrival import wait_for_disk
 from hybrid.block.names import Target, wwn_of
-from hybrid.core.bounded import run_bounded
+from hybrid.core.bounded import BoundedTask, run_bounded
 from hybrid.errors import (
     BusyError,
     FormatError,
@@ -29,13 +31,15 @@ from hybrid.mount.holders import describe_holders, find_holders
 from hybrid.mount.state import MountRecord, Recorder
 
 _CREATE_SECONDS = 20.0
-_EXPORT_SECONDS = 60.0
+_LOOK_SECONDS = 1.0
 _ARRIVAL_SECONDS = 20.0
 _OPEN_SECONDS = 5.0
 _END_SECONDS = 5.0
 DISK_TIMEOUT_SECONDS = 2147483
 """How long sd waits for an answer: practically for ever, since a server may come back. (spec:
 snapshotter 12; milliseconds of it must fit 32 bits.)"""
+
+T = TypeVar("T")
 
 
 def target_of(record: MountRecord) -> Target:
@@ -62,16 +66,15 @@ class TcmuFront(Front):
         return name
 
     def expose(self, recorder: Recorder) -> None:
-        target = target_of(recorder.record)
-        address: str = run_bounded(
-            "making the SCSI disk", lambda: configfs.export(target), _EXPORT_SECONDS
-        )
-        disk = trio.run(wait_for_disk, address, _ARRIVAL_SECONDS)
+        record = recorder.record
+        disk = Path(_while_served(record, "making the SCSI disk", lambda: _make_disk(record)))
         _never_time_out(disk)
         recorder.note(device=str(disk), source=str(disk))
 
     def mount(self, recorder: Recorder, mountpoint: Path, ready: Ready) -> None:
-        kernel.mount_device(Path(recorder.record.device), mountpoint, ready)
+        record = recorder.record
+        device = Path(record.device)
+        _while_served(record, "mounting", lambda: kernel.mount_device(device, mountpoint, ready))
 
     def unmount_exposed(self, record: MountRecord, lazy: bool) -> None:
         """Nothing stands for a mounted tree; ``withdraw`` looks for users."""
@@ -99,6 +102,30 @@ class TcmuFront(Front):
 
     def force(self, record: MountRecord) -> None:
         teardown.take_down(target_of(record), lambda: False)
+
+
+def _make_disk(record: MountRecord) -> str:
+    address = configfs.export(target_of(record))
+    return str(trio.run(wait_for_disk, address, _ARRIVAL_SECONDS))
+
+
+def _while_served(record: MountRecord, name: str, work: Callable[[], T]) -> T:
+    """``work`` in a child: without a server the kernel would hold it up for ever.
+
+    How long it may take is up to the server, whose reads have bounds of their own.
+    """
+    task = BoundedTask(name, work)
+    while True:
+        try:
+            result: T = task.wait(_LOOK_SECONDS)
+        except TimeoutExpiredError:
+            if record.server.is_alive():
+                continue
+            task.abandon()
+            raise SystemSupportError(
+                f"the server died while {name} of {record.image}", hint="try again"
+            ) from None
+        return result
 
 
 def check_unused(record: MountRecord) -> None:

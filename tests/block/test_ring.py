@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tcmu_kernel import (
     BUSY,
@@ -186,7 +186,7 @@ def test_variable_length_cdbs(additional: int, length: int) -> None:
 @st.composite
 def _workloads(draw: st.DrawFn) -> list[tuple[str, int]]:
     kinds = st.sampled_from(["read", "write", "none", "tmr", "take", "answer", "fail", "tell"])
-    return draw(st.lists(st.tuples(kinds, st.integers(0, 3000)), max_size=150))
+    return draw(st.lists(st.tuples(kinds, st.integers(0, 3000)), min_size=50, max_size=200))
 
 
 class Bench:
@@ -331,6 +331,13 @@ def test_parts_over_iovecs(room: list[int], parts: list[int], as_views: bool) ->
     assert area.tobytes() == bytes(expected)
 
 
+@pytest.mark.parametrize("parts", [[b"x" * 100], [b"x" * 9, b"x" * 91]])
+def test_what_does_not_fit_is_left_out(parts: list[bytes]) -> None:
+    area, ring, command = _buffers([10])
+    assert ring.put(command, parts) == 10
+    assert area.tobytes() == (b"x" * 10).ljust(len(area), b"\0")
+
+
 @given(_lengths, st.integers(0, 250))
 def test_views_of_iovecs(room: list[int], length: int) -> None:
     area, ring, command = _buffers(room)
@@ -456,41 +463,69 @@ def test_cdbs_out_of_the_command_ring(offset: int, opcode: int) -> None:
     assert ring.take(1) == [(cmd_id, b"", (), f"CDB at {offset:#x}")]
 
 
-_u32 = st.one_of(st.sampled_from([0, 1, 8, 128, 512, 1024, 2**31, 2**32 - 8]), st.integers(0, 600))
-_u64 = st.one_of(st.integers(0, 4096), st.integers(0, 2**64 - 1))
+def test_a_cdb_at_the_very_end_of_the_map() -> None:
+    kernel, ring = make(data_blocks=0)
+    kernel.submit(TEST_UNIT_READY)
+    kernel.memory[kernel.size - 1] = 0x7F
+    struct.pack_into("=Q", kernel.memory, CMDR_OFF + 24, kernel.size - 1)
+    assert ring.take(1)[0].malformed == f"CDB at {kernel.size - 1:#x}"
+
+
+_odd = st.one_of(
+    st.sampled_from([0, 1, 64, 1152, 2**31, 2**32 - 8, 2**64 - 1]), st.integers(0, 3000)
+)
+
+
+def _mostly(right: int | st.SearchStrategy[int]) -> st.SearchStrategy[int]:
+    """``right``, but one time in sixteen anything."""
+    strategy = st.just(right) if isinstance(right, int) else right
+    return st.integers(0, 15).flatmap(lambda n: _odd if n == 7 else strategy)
 
 
 @st.composite
-def _entries(draw: st.DrawFn) -> bytes:
-    """Something like an entry: mostly right, any number of it may be wrong."""
-    op = draw(st.sampled_from([0, 1, 1, 1, 1, 2, 3, 7]))
-    body = draw(st.integers(0, 20)) * 8
-    length = draw(st.one_of(st.just(112 + body), st.just(8 + body), _u32)) & ~7
-    count = draw(st.one_of(st.integers(0, 8), _u32))
-    head = struct.pack("=IHBBIIIIQQQ", length & 0xFFFFFFFF | op, draw(st.integers(0, 9)), 0, 0,
-                       count, 0, 0, 0, draw(_u64), 0, 0)  # fmt: skip
-    iovs = b"".join(struct.pack("=QQ", draw(_u64), draw(_u64)) for _ in range(min(count, 4)))
-    size = length if 8 <= length <= 512 else 112
-    return (head + iovs + draw(st.binary(max_size=64))).ljust(size, b"\0")[:size]
+def _entries(draw: st.DrawFn, cmd_id: int, at: int) -> bytes:
+    """Something like an entry at ``at``: mostly right, any number of it may be wrong."""
+    op = draw(st.sampled_from([0, 1, 1, 1, 1, 2, 5]))
+    count = draw(st.integers(0, 6)) if op == 1 else 0
+    base_size = max(48 + 16 * count, 112) if op == 1 else 8
+    size = base_size + 16
+    len_op = draw(_mostly(size)) & 0xFFFFFFF8 | op
+    head = struct.pack(
+        "=IHBBIIIIQQQ", len_op, draw(_mostly(cmd_id)) & 0xFFFF, 0, 0,
+        draw(_mostly(count)) & 0xFFFFFFFF, 0, 0, 0, draw(_mostly(at + base_size)), 0, 0,
+    )  # fmt: skip
+    base, length = _mostly(st.integers(1152, 2000)), _mostly(st.integers(0, 900))
+    iovs = b"".join(struct.pack("=QQ", draw(base), draw(length)) for _ in range(count))
+    return (head + iovs).ljust(base_size, b"\0")[:base_size] + draw(
+        st.binary(min_size=16, max_size=16)
+    )
 
 
-_mailboxes = st.builds(
-    lambda offset, size, head, tail: struct.pack("=HHIII48xI", 2, 1, offset, size, head, tail),
-    st.one_of(st.just(128), _u32), st.one_of(st.just(1024), _u32), _u32.map(lambda n: n & ~7),
-    st.one_of(st.just(0), _u32),
-)  # fmt: skip
-_rings = st.one_of(st.lists(_entries(), max_size=8).map(b"".join), st.binary(max_size=1024))
+@st.composite
+def _maps(draw: st.DrawFn) -> bytes:
+    ring = b""
+    if draw(st.integers(0, 9)):
+        for cmd_id in range(draw(st.integers(1, 8))):
+            ring += draw(_entries(cmd_id, 128 + len(ring)))
+        ring = ring[:1024]
+    else:
+        ring = draw(st.binary(max_size=1024))
+    tail, head = draw(_mostly(0)), draw(_mostly(len(ring) % 1024))
+    numbers = [n & 0xFFFFFFFF for n in (draw(_mostly(128)), draw(_mostly(1024)), head, tail)]
+    return struct.pack("=HHIII48xI60x", 2, 1, *numbers) + ring.ljust(2872, b"\xee")
 
 
-@given(_mailboxes, _rings, st.integers(0, 4), st.randoms(use_true_random=False))
+@settings(max_examples=300)
+@given(_maps(), st.integers(0, 4), st.randoms(use_true_random=False))
 def test_any_bytes_give_the_declared_error_or_are_served(
-    mailbox: bytes, content: bytes, limit: int, chance: random.Random
+    content: bytes, limit: int, chance: random.Random
 ) -> None:
-    memory = bytearray(mailbox.ljust(128, b"\0") + content[:1024].ljust(3000, b"\xee"))
+    memory = bytearray(content)
     with suppress(RingError):
-        serve(Ring(memoryview(memory)), memory, limit, chance)
-        assert struct.unpack_from("=I", memory, 12) == struct.unpack_from("=I", memory, 64)
-    assert memory[:64] == mailbox[:64], "the kernel's part of the mailbox"
+        ring = Ring(memoryview(memory))
+        serve(ring, memory, limit, chance)
+        assert (ring.in_flight, ring.has_new) == (0, False)
+    assert memory[:64] == content[:64], "the kernel's part of the mailbox"
 
 
 def serve(ring: Ring, memory: bytearray, limit: int, chance: random.Random) -> None:

@@ -91,16 +91,14 @@ class Bench:
         return [self.kernel.submit(cdb, data_in=data_in) for cdb in cdbs]
 
     async def answered(self, *cmd_ids: int) -> list[Completion]:
-        """Wait, in turns of the loop, until these are answered."""
-        with trio.fail_after(5):
-            while not all(cmd_id in self.kernel.completions for cmd_id in cmd_ids):
-                await trio.sleep(0.001)
+        await self.until(lambda: all(cmd_id in self.kernel.completions for cmd_id in cmd_ids))
         return [self.kernel.completions[cmd_id] for cmd_id in cmd_ids]
 
     async def until(self, condition: Callable[[], bool]) -> None:
+        """Give other tasks their turns until this holds (bounded)."""
         with trio.fail_after(5):
             while not condition():
-                await trio.sleep(0.001)
+                await trio.lowlevel.checkpoint()
 
 
 @asynccontextmanager
@@ -459,9 +457,8 @@ async def test_cancelled_commands_stay_for_the_next_server(
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bench.server.serve)
-            read, write = bench.submit(read10(0, 4096)) + [
-                bench.kernel.submit(write16(0, 4096), data_out=bytes(4096))
-            ]
+            (read,) = bench.submit(read10(0, 4096))
+            write = bench.kernel.submit(write16(0, 4096), data_out=bytes(4096))
             assert (await bench.execute(read10(8192, 512), data_in=512)).status == GOOD
             await bench.until(lambda: device.waiting == 2)
             scope.cancel()

@@ -1,25 +1,36 @@
-"""What ends tools/vm, in one line."""
+"""What ends tools/vm without an exit code of the guest's."""
 
 from __future__ import annotations
 
-EXIT_USAGE = 2
-EXIT_TIMEOUT = 124
-EXIT_NO_RESULT = 125
+from collections.abc import Sequence
 
 
 class VmError(Exception):
-    """No exit code came from the guest: it could not be started, or it died."""
+    """No exit code came from the guest: it could not be started, or it died.
 
-    exit_code = EXIT_NO_RESULT
+    ``details`` are lines to be shown below the message.
+    """
+
+    exit_code = 125
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class UsageError(VmError):
     """The command line makes no sense."""
 
-    exit_code = EXIT_USAGE
+    exit_code = 2
 
 
 class GuestTimeoutError(VmError):
     """The command did not end in time."""
 
-    exit_code = EXIT_TIMEOUT
+    exit_code = 124
+
+
+class OutputClosedError(VmError):
+    """Whoever read the output went away; the code is that of a program that SIGPIPE ended."""
+
+    exit_code = 141

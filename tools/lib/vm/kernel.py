@@ -72,7 +72,7 @@ def _make(directory: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="new-", dir=directory.parent) as name:
         say("fetching Debian's kernel (100 MB, once)")
         package = fetch_kernel(Path(name))
-        say("unpacking it (0.5 GB)")
+        say("unpacking it (0.3 GB)")
         made = Path(name) / "made"
         compressed = unpack(package, made)
         (made / "vmlinux").write_bytes(uncompressed_kernel(compressed))

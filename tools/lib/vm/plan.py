@@ -18,7 +18,7 @@ class Plan:
     """One run. All directories are absolute, without symbolic links."""
 
     modules: Path
-    """The host's directory that becomes /lib/modules."""
+    """The directory of the host that becomes /lib/modules."""
     kept: tuple[Path, ...]
     """Directories in a fresh place that are shown all the same, their changes thrown away."""
     shared: tuple[Path, ...]
@@ -29,6 +29,8 @@ class Plan:
     """Whether there is a disk to be mounted at /scratch."""
     load: bool
     """Whether to load the modules that the suite needs."""
+    limit: int
+    """Seconds after which the guest ends by itself, should nobody be left to end it."""
 
     def settings(self) -> bytes:
         """Shell text for both scripts: variables, and functions that call the scripts' own."""
@@ -37,6 +39,7 @@ class Plan:
             f"mark={shlex.quote(self.mark.decode())}",
             f"scratch={int(self.scratch)}",
             f"load={int(self.load)}",
+            f"limit={self.limit}",
             _function("keep_all", (f"keep {i} {_quote(p)}" for i, p in enumerate(self.kept))),
             _function("share_all", (f"share out{i} {_quote(p)}" for i, p in enumerate(self.shared))),
         )

@@ -18,6 +18,7 @@ end_stream() {
     printf '%s%d\n' "$mark" "$1"
 }
 
+(sleep "$limit" && poweroff -f) &
 hostname vm
 ip link set lo up
 ln -s /proc/self/fd /dev/fd
@@ -27,12 +28,12 @@ ln -s fd/2 /dev/stderr
 ulimit -Hn 1048576
 if [ "$load" = 1 ]; then
     # Nobody loads these when they are needed, without udev. File systems come by mounting them.
-    PATH=/usr/sbin:/sbin modprobe -a configfs fuse loop uio target_core_user tcm_loop sd_mod
+    /usr/sbin/modprobe -a configfs fuse loop uio target_core_user tcm_loop sd_mod
     mount -t configfs configfs /sys/kernel/config
     mount -t fusectl fusectl /sys/fs/fuse/connections
 fi
 if [ "$scratch" = 1 ]; then
-    PATH=/usr/sbin:/sbin modprobe -a virtio_blk ext4
+    /usr/sbin/modprobe -a virtio_blk ext4
     mkdir -p /scratch
     mount -t ext4 /dev/vda /scratch
 fi

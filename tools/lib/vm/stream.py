@@ -7,9 +7,9 @@ then. So its script ends each stream with a mark that no command can foresee, an
 from __future__ import annotations
 
 import os
+import queue
 import threading
 from collections import deque
-from collections.abc import Callable
 from typing import BinaryIO
 
 _CHUNK = 1 << 16
@@ -55,9 +55,14 @@ def _overlap(data: bytes, mark: bytes) -> int:
 
 
 class Pump(threading.Thread):
-    """Copies a marked stream from a pipe to a file descriptor, both blocking, until it ends."""
+    """Copies a marked stream from a pipe to a file descriptor until it ends; then tells by a queue.
 
-    def __init__(self, source: int, target: int, mark: bytes, ended: Callable[[], None]) -> None:
+    A thread, because both block. It closes the pipe.
+    """
+
+    def __init__(
+        self, source: int, target: int, mark: bytes, ended: queue.SimpleQueue[Pump]
+    ) -> None:
         super().__init__(daemon=True)
         self._source = source
         self._target = target
@@ -72,7 +77,7 @@ class Pump(threading.Thread):
         return self._stream.status
 
     def run(self) -> None:
-        """Copy; then tell."""
+        """Copy."""
         try:
             while self.status is None and (data := os.read(self._source, _CHUNK)):
                 self._write(self._stream.feed(data))
@@ -80,7 +85,8 @@ class Pump(threading.Thread):
         except OSError as error:
             self.error = error
         finally:
-            self._ended()
+            os.close(self._source)
+            self._ended.put(self)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -89,7 +95,10 @@ class Pump(threading.Thread):
 
 
 class Console(threading.Thread):
-    """Reads the guest's console, and what qemu says: keeps the end of it, may write it to a file."""
+    """Reads the kernel's messages, and qemu's: keeps the last of them, may write all to a file.
+
+    A thread that closes the pipe, as a Pump is.
+    """
 
     LINES = 25
     """How many lines are kept."""
@@ -109,6 +118,7 @@ class Console(threading.Thread):
             self._lines.extend(lines)
             self._line = line[-self._LINE_LIMIT :]
             self._save(data)
+        os.close(self._source)
 
     def _save(self, data: bytes) -> None:
         if self._file is None:
