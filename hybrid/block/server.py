@@ -8,10 +8,6 @@ other tasks have finished it completes together, and it tells the kernel once fo
 There is no limit of our own on commands in flight. The kernel's suffice: tcm_loop has at most 1024
 commands outstanding, and their data must fit into the ring's data area.
 
-**Sleeping.** Waking up from a sleep costs several times what answering a command costs. While
-commands come fast, the server therefore looks at the ring for as long as a sleep would cost before
-it sleeps. That time is measured, since an emulated machine is 20 times slower than another.
-
 **Ending.** When the device is gone, or on cancellation, commands that are not completed stay as
 they are: the kernel repeats them for the next server after a reset of the ring. A write may then
 have been done in part, or twice, which the repetition makes good.
@@ -20,15 +16,15 @@ have been done in part, or twice, which the repetition makes good.
 from __future__ import annotations
 
 import logging
-import os
-import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from typing import Protocol
 
 import trio
 
 from hybrid.block import commands
 from hybrid.block.failures import sense_of
+from hybrid.block.pacing import Pacing, now
 from hybrid.block.ring import Command, Ring, RingError
 from hybrid.block.scsi import decode
 from hybrid.block.scsi_unit import LogicalUnit, Op, Request
@@ -37,19 +33,10 @@ from hybrid.core.device import Buffer, Device
 
 _BATCH = 32
 """Commands taken off the ring at a time."""
-_TURN_NS = 300_000
-"""How long other tasks (fetches, the control socket) may have to wait for their turn."""
-_TURN_COSTS = 8
-"""... but no less than so many turns of the loop cost: more must be done than to give turns."""
-_SLEEP_COSTS = 4
-"""What a sleep with its wake-up costs, in turns of the loop: so long looking is cheaper."""
-_HOT_FACTOR = 3
-"""A command that came within so many times the looking time lets us look for the next one."""
 _CHECK_CONDITION = 2
 _READ = Op.READ
 _FIXED_DATA_OUT = (Op.WRITE, Op.WRITE_SAME, Op.VERIFY)
 """Requests that need all of their data-out. Parameter lists are checked where they are read."""
-_now = time.perf_counter_ns
 
 logger = logging.getLogger(__name__)
 
@@ -85,17 +72,11 @@ class RingServer:
         """How often new commands were found on the ring."""
         self.sleeps = 0
         self._device = device
+        self._read_nowait = device.read_parts_nowait
         self._unit = unit
         self._uio = uio
         self._ring = Ring(uio.view)
-        self.spin_ns = spin_ns or 0
-        """How long the server looks for the next command before it sleeps."""
-        self._measures_spin = spin_ns is None
-        self._is_hot = False
-        """Whether the last command came so fast that looking for the next one pays."""
-        self._idle_since = 0
-        self._turn_ns = _TURN_NS
-        self._turn_at = 0
+        self._pacing = Pacing(spin_ns)
         self._untold = False
         """Whether commands are completed that the kernel has not been told about."""
         self._waiting = 0
@@ -109,7 +90,7 @@ class RingServer:
         Begins with the commands that a former server left: no event comes for those. Raises
         RingError, already logged, if the ring breaks.
         """
-        await self._measure()
+        await self._pacing.measure()
         failure: RingError | None = None
         async with trio.open_nursery() as nursery:
             try:
@@ -127,44 +108,37 @@ class RingServer:
         """Let go of the map, so that the uio device can be closed. After ``serve``."""
         self._ring.close()
 
-    async def _measure(self) -> None:
-        """Find out what a turn of the trio loop costs here, and what follows from that."""
-        costs = []
-        for _ in range(5):
-            start = _now()
-            await trio.lowlevel.checkpoint()
-            costs.append(_now() - start)
-        self._turn_ns = max(_TURN_NS, _TURN_COSTS * min(costs))
-        # On a single core the kernel's side could not go on while we look.
-        if self._measures_spin and len(os.sched_getaffinity(0)) > 1:
-            self.spin_ns = _SLEEP_COSTS * min(costs)
-
     async def _loop(self, nursery: trio.Nursery) -> None:
+        ring, pacing = self._ring, self._pacing
         while True:
+            if ring.has_new:
+                pending = deque(ring.take(_BATCH))
+                self.batches += 1
+                self.commands += len(pending)
+                while pending:
+                    self._answer(pending, nursery)
+                    if pending:
+                        # The kernel goes on meanwhile with what is complete.
+                        self._tell()
+                        await pacing.give_turn()
             if self._finished:
                 self._complete_finished()
-            taken = self._ring.take(_BATCH)
-            if taken:
-                self.batches += 1
-                self.commands += len(taken)
-                pending = iter(taken)
-                while self._answer(pending, nursery):
-                    await self._give_turn()
             self._tell()
-            if not taken and not self._next_comes_soon() and not await self._sleep():
+            if now() >= pacing.turn_at:
+                await pacing.give_turn()
+            elif not pacing.look(ring) and not await self._sleep():
                 return
-            if _now() >= self._turn_at:
-                await self._give_turn()
 
-    def _answer(self, pending: Iterator[Command], nursery: trio.Nursery) -> bool:
-        """Answer commands until the turn is over (True) or none is left (False)."""
-        read, unit, now, turn_at = self._device.read_parts_nowait, self._unit, _now, self._turn_at
+    def _answer(self, pending: deque[Command], nursery: trio.Nursery) -> None:
+        """Answer commands until none is left or the turn is over."""
+        unit, read, turn_at = self._unit, self._read_nowait, self._pacing.turn_at
         parts: Sequence[Buffer] | None
-        for command in pending:
+        while pending:
+            command = pending.popleft()
             request = None
             try:
                 request = decode(unit, command.cdb)
-                if request.op == _READ and not request.fua:
+                if request.op is _READ and not request.fua:
                     parts = read(request.offset, request.length)
                 else:
                     parts = self._run_nowait(command, request)
@@ -177,8 +151,7 @@ class RingServer:
                 else:
                     self._succeed(command, request, parts)
             if now() >= turn_at:
-                return True
-        return False
+                return
 
     def _run_nowait(self, command: Command, request: Request) -> Sequence[Buffer] | None:
         data = self._data_out(command, request)
@@ -220,7 +193,7 @@ class RingServer:
 
     def _succeed(self, command: Command, request: Request, parts: Sequence[Buffer]) -> None:
         copied = self._ring.put(command, parts) if parts else 0
-        if request.op == _READ:
+        if request.op is _READ:
             self.reads += 1
             if copied != request.length and sum(map(len, parts)) != request.length:
                 self._fail(command, request, ValueError("a read gave another length"))
@@ -236,34 +209,16 @@ class RingServer:
             sense = hardware_error()
         else:
             sense = sense_of(error, self._unit, request, self._device.name)
-        if request is not None and request.op == _READ:
+        if request is not None and request.op is _READ:
             self.read_errors += 1
         self._ring.complete(command.cmd_id, _CHECK_CONDITION, sense)
         self._untold = True
-
-    async def _give_turn(self) -> None:
-        """Let other tasks run. The kernel goes on meanwhile with what is complete."""
-        self._tell()
-        await trio.lowlevel.checkpoint()
-        self._turn_at = _now() + self._turn_ns
 
     def _tell(self) -> None:
         """Tell the kernel about completed commands, if there are any."""
         if self._untold:
             self._untold = False
             self._uio.notify()
-
-    def _next_comes_soon(self) -> bool:
-        """Look for the next command for a while, if it pays; whether it came."""
-        ring, now = self._ring, _now
-        self._idle_since = now()
-        if not self._is_hot:
-            return False
-        until = self._idle_since + self.spin_ns
-        while not ring.has_new:
-            if now() >= until:
-                return False
-        return True
 
     async def _sleep(self) -> bool:
         """Wait for new commands or finished tasks; False: the device is gone."""
@@ -274,9 +229,7 @@ class RingServer:
                 await trio.lowlevel.wait_readable(fd)
         else:
             await trio.lowlevel.wait_readable(fd)
-        now = _now()
-        self._turn_at = now + self._turn_ns
-        self._is_hot = now - self._idle_since < _HOT_FACTOR * self.spin_ns
+        self._pacing.woken()
         return self._uio.consume()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.scsi_judges import Sense, hex_cdb, logical_unit, parse_sense, refusal, reply
+from support.scsi_judges import Sense, hex_cdb, logical_unit, outcome, refusal, reply
 
-from hybrid.block.scsi import CheckCondition, LogicalUnit, Op, Request, decode
+from hybrid.block.scsi import LogicalUnit, Op, Request, decode
 
 MIB = 1 << 20
 TIB = 1 << 40
@@ -172,7 +172,7 @@ def test_reads_and_writes_by_arithmetic(
     elif (lba + blocks) * unit.block_size > unit.size:
         assert refusal(unit, cdb) == OUT_OF_RANGE
     else:
-        fua = flags & 8 != 0 and unit.write_cache or (writes and not unit.write_cache)
+        fua = flags & 8 != 0 if unit.write_cache else writes
         op = Op.WRITE if writes else Op.READ
         block_size = unit.block_size
         assert decode(unit, cdb) == Request(op, lba * block_size, blocks * block_size, fua)
@@ -341,13 +341,8 @@ def test_a_cdb_that_is_too_short(opcode: int) -> None:
             assert refusal(CACHED, whole[:1]) == Sense(5, 0x2400, field="cdb 1.4")
         else:
             assert refusal(CACHED, whole[:length]) == Sense(5, 0x2400, field=f"cdb {length}")
-    try:
-        answer = decode(CACHED, whole)
-    except CheckCondition as error:  # a length of 0 is refused by some
-        assert parse_sense(error.sense).field in ("cdb 6", "cdb 7", "cdb 10")
-    else:
-        # What stands behind the CDB does not matter.
-        assert decode(CACHED, whole + b"\xff") == answer
+    # What stands behind the CDB does not matter.
+    assert outcome(CACHED, whole + b"\xff") == outcome(CACHED, whole)
 
 
 def test_an_empty_cdb() -> None:
@@ -357,12 +352,7 @@ def test_an_empty_cdb() -> None:
 def test_a_read_only_unit_refuses_all_that_writes() -> None:
     for opcode, length in COMMANDS.items():
         cdb = bytes((opcode,)).ljust(length, b"\0")
-        try:
-            decode(READ_ONLY, cdb)
-        except CheckCondition as error:
-            assert (parse_sense(error.sense) == WRITE_PROTECTED) == (opcode in WRITING)
-        else:
-            assert opcode not in WRITING
+        assert (outcome(READ_ONLY, cdb) == WRITE_PROTECTED) == (opcode in WRITING)
 
 
 ALLOCATION = {
@@ -373,10 +363,9 @@ ALLOCATION = {
 
 def check_answer(unit: LogicalUnit, cdb: bytes) -> None:
     """A CDB is answered with sense data, or with a request that can be carried out."""
-    try:
-        answer = decode(unit, cdb)
-    except CheckCondition as error:
-        assert parse_sense(error.sense).key in (5, 7)
+    answer = outcome(unit, cdb)
+    if isinstance(answer, Sense):
+        assert answer.key in (5, 7)
         return
     assert len(cdb) >= COMMANDS[cdb[0]]
     assert answer.offset >= 0

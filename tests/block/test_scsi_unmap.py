@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -94,12 +95,10 @@ def test_lists_that_are_cut_off() -> None:
 
 @given(st.binary(max_size=120))
 def test_any_bytes(data: bytes) -> None:
-    try:
-        ranges = unmap_ranges(UNIT, data)
-    except CheckCondition as error:
-        assert parse_sense(error.sense).key == 5
-    else:
-        assert all(0 < length and offset + length <= UNIT.size for offset, length in ranges)
+    with suppress(CheckCondition):  # and no other exception
+        for offset, length in unmap_ranges(UNIT, data):
+            assert length > 0
+            assert offset + length <= UNIT.size
 
 
 @given(st.lists(st.tuples(st.integers(0, BLOCKS), st.integers(0, 10_000)), max_size=20))

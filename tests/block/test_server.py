@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import struct
 import threading
@@ -534,15 +533,3 @@ async def test_commands_that_come_fast_are_met_awake(
         await trio.to_thread.run_sync(initiator)
     assert seen[0] in sleeps
     assert server.commands == 20
-
-
-@pytest.mark.parametrize(("cores", "looks"), [({0}, False), ({0, 1}, True)])
-async def test_a_single_core_is_left_to_the_kernel(
-    device: MemoryDevice, monkeypatch: pytest.MonkeyPatch, cores: set[int], looks: bool
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores)
-    bench = Bench(device)
-    server = RingServer(device, unit_of(device), bench.uio)
-    bench.uio.remove()
-    await server.serve()
-    assert (server.spin_ns > 0) is looks

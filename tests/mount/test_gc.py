@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +117,7 @@ def test_a_dead_file_is_removed_and_said_so(bench: MountBench, images: ImageMake
 def test_a_stopped_server_is_not_touched(bench: MountBench, images: ImageMaker) -> None:
     record = bench.mount("--mode", "fuse", images.get("ext4"), bench.mountpoint)
     os.kill(record["pid"], signal.SIGSTOP)
+    poll_until(lambda: process_state(record["pid"]) == "T", "the stop of the server")
     started = time.monotonic()
     (item,) = collect()
     assert (item["removable"], item["removed"]) == (False, False)
@@ -215,7 +218,22 @@ def loop_over(disk: str) -> Iterator[Path]:
         subprocess.run(["losetup", "-d", loop], check=True)
 
 
-def test_a_dead_loop_device_without_record(bench: MountBench, images: ImageMaker) -> None:
+@pytest.fixture
+def short_bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[MountBench]:
+    """With a short name: the kernel keeps 63 bytes of that of a detached file."""
+    directory = Path(tempfile.mkdtemp())
+    made = MountBench(directory)
+    monkeypatch.setenv("HYBRID_STATE_DIR", str(made.state))
+    try:
+        yield made
+        assert made.leftovers() == []
+    finally:
+        made.tear_down()
+        shutil.rmtree(directory)
+
+
+def test_a_dead_loop_device_in_use(short_bench: MountBench, images: ImageMaker) -> None:
+    bench = short_bench
     record = bench.mount("--mode", "fuse", images.get("ext4"))
     directory = bench.state / record["id"]
     with loop_over(record["file"]) as loop:
@@ -228,10 +246,10 @@ def test_a_dead_loop_device_without_record(bench: MountBench, images: ImageMaker
             (item,) = collect(code=11)
             assert "still in use" in item["error"]
         poll_until(lambda: not backing_file(loop), "the end of the loop device")
-    assert bench.leftovers() == []
 
 
-def test_a_dead_loop_device_is_cleared(bench: MountBench, images: ImageMaker) -> None:
+def test_a_dead_loop_device_is_cleared(short_bench: MountBench, images: ImageMaker) -> None:
+    bench = short_bench
     record = bench.mount("--mode", "fuse", images.get("ext4"))
     with loop_over(record["file"]) as loop:
         kill(record)
@@ -239,7 +257,6 @@ def test_a_dead_loop_device_is_cleared(bench: MountBench, images: ImageMaker) ->
         remove_directory(bench.state / record["id"])
         assert [item["name"] for item in collect()] == [str(loop)]
         assert not backing_file(loop)
-    assert bench.leftovers() == []
 
 
 def test_a_living_mount_of_another_state_directory(

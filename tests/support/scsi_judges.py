@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from hybrid.block.scsi import CheckCondition, LogicalUnit, decode
+from hybrid.block.scsi import CheckCondition, LogicalUnit, Request, decode
 
 GIB = 1 << 30
 WWN = "3123456789abcdef"
@@ -59,6 +59,14 @@ def hex_cdb(text: str) -> bytes:
 def reply(unit: LogicalUnit, cdb: str) -> bytes:
     """The data-in that a CDB in hex is answered with."""
     return decode(unit, hex_cdb(cdb)).data
+
+
+def outcome(unit: LogicalUnit, cdb: bytes) -> Request | Sense:
+    """What becomes of a CDB, whatever it is."""
+    try:
+        return decode(unit, cdb)
+    except CheckCondition as error:
+        return parse_sense(error.sense)
 
 
 def refusal(unit: LogicalUnit, cdb: str | bytes) -> Sense:
