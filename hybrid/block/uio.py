@@ -31,6 +31,8 @@ _SYSFS = Path("/sys/class/uio")
 _DEV = Path("/dev")
 _NAME = re.compile(r"uio[0-9]+")
 _SIGNAL = b"\1\0\0\0"  # any four bytes do
+_GONE = (errno.EIO, errno.EINVAL)
+"""The device was removed. On Linux 6.12 read(2) says EIO, write(2) EINVAL."""
 
 
 class Uio:
@@ -71,7 +73,7 @@ class Uio:
         try:
             os.write(self.fd, _SIGNAL)
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno not in _GONE:
                 raise
 
     def consume(self) -> bool:
@@ -85,7 +87,7 @@ class Uio:
         except BlockingIOError:
             return True
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno not in _GONE:
                 raise
             return False
         return True

@@ -86,14 +86,14 @@ def judge_mount(mount: MountStatus, scene: Scene) -> Iterator[Leftover]:
 
 
 def _judge_dead(record: MountRecord, scene: Scene, take_away: str) -> Iterator[Leftover]:
-    if not record.pid and is_young(record.directory / "state.json"):
-        return  # Its server is being started.
+    if not record.ready and is_young(record.directory / "state.json"):
+        return  # Its command is at work, to start the server or to undo what was begun.
     where = f" of {record.image}" if record.image else ""
     writer = scene.files.writers.get(str(record.directory))
     if writer is not None:
         text = f"the record{where} is damaged, but process {writer} serves it"
         yield Leftover("mount", record.id, text, take_away)
-    elif record.id in scene.targets:
+    elif record.id in scene.targets and record.ready:
         text = f"the server{where} is dead: reads of {record.exposed} wait"
         remedy = f"`hybrid resume {record.id}` goes on, {take_away}"
         yield Leftover("mount", record.id, text, remedy)

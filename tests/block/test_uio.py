@@ -146,8 +146,13 @@ def test_signals_of_a_device_that_is_gone(devices: Path) -> None:
     uio.notify()
     os.close(uio.fd)
     uio.fd = os.eventfd(0, os.EFD_NONBLOCK)
-    with pytest.raises(OSError, match="Invalid argument"):  # an eventfd wants eight bytes
+    uio.notify()  # an eventfd wants eight bytes: EINVAL, as the kernel says for writes
+    os.close(uio.fd)
+    uio.fd = os.open("/", os.O_RDONLY)
+    with pytest.raises(OSError, match="Bad file descriptor"):
         uio.notify()
+    with pytest.raises(OSError, match="Is a directory"):
+        uio.consume()
     uio.close()
 
 

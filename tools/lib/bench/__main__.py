@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 
+from bench.command import parser, run
 from bench.data import Data, prepared_data
+from bench.guest import run_in_guest
 from bench.measure import measure
 from bench.profiles import show_fuse_server, show_profiles, show_read_path
 from bench.small import measure_small
 from bench.table import Results, aims, json_results, text_table
 from bench.targets import all_targets
-from hybrid.errors import HybridError
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--quick", action="store_true", help="three short rounds: rough figures")
-    parser.add_argument("--profile", action="store_true", help="show where time goes, no table")
-    return parser.parse_args()
-
-
-def run() -> None:
-    """Run, and give a one-line error when one of the programs that are measured fails."""
-    # An exception, so that mounts, loop devices and servers go away with us.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        main()
-    except subprocess.CalledProcessError as error:
-        said = f": {error.stderr.strip()}" if error.stderr else ""
-        sys.exit(f"bench: `{shlex.join(error.cmd)}` failed with {error.returncode}{said}")
-    except HybridError as error:
-        sys.exit(f"bench: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    options = parser(__doc__)
+    options.add_argument(
+        "--guest", action="store_true",
+        help="compare TCMU with FUSE, in a guest whose kernel has both",
+    )  # fmt: skip
+    arguments = options.parse_args()
+    if arguments.guest:
+        run_in_guest([word for word in sys.argv[1:] if word != "--guest"])
     if os.geteuid() != 0:
         sys.exit("bench: loop devices need root: sudo tools/bench")
     rounds, seconds = (3, 1.0) if arguments.quick else (5, 2.5)
@@ -79,4 +60,4 @@ def measure_all(data: Data, rounds: int, seconds: float) -> Results:
 
 
 if __name__ == "__main__":
-    run()
+    run(main)

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ ALGORITHMS = ("lz4", "zstd")
 DISK_SIZE = 320 << 20
 _FILES_SIZE = 290 << 20
 _LARGEST_FILE = 24 << 20
+_DISK = "disk.raw"
 _VERSION = "2"
 """To be changed with anything that changes the data."""
 _CORPUS = ("/usr/lib/python3.11", "/usr/lib/gcc", "/usr/include", "/usr/bin", "/usr/share/doc")
@@ -45,7 +46,7 @@ class Data:
 
     @property
     def disk(self) -> Path:
-        return self.directory / "disk.raw"
+        return self.directory / _DISK
 
     def config(self, algorithm: str) -> Path:
         return self.directory / f"{algorithm}.v1.json"
@@ -55,34 +56,40 @@ class Data:
 
 
 @contextlib.contextmanager
-def prepared_data() -> Iterator[Data]:
-    """The data, copied to memory where there is room, so that no disk is measured."""
-    kept = _kept_data()
-    size = sum(path.stat().st_size for path in kept.iterdir())
+def prepared_data(
+    algorithms: Sequence[str] = ALGORITHMS, *, with_disk: bool = True
+) -> Iterator[Data]:
+    """The data, as far as wanted, copied to memory where there is room: no disk is measured."""
+    kept = kept_data()
+    wanted = [path for path in kept.iterdir() if path.stem.partition("-")[0] in algorithms]
+    if with_disk:
+        wanted.append(kept / _DISK)
+    size = sum(path.stat().st_size for path in wanted)
     memory = Path("/dev/shm")
     if not memory.is_dir() or shutil.disk_usage(memory).free < 2 * size:
-        yield _data_in(kept)
+        yield _data_in(kept, algorithms)
         return
     with tempfile.TemporaryDirectory(prefix="hybrid-bench-", dir=memory) as name:
-        for path in kept.iterdir():
+        for path in wanted:
             shutil.copy(path, name)
-        yield _data_in(Path(name))
+        yield _data_in(Path(name), algorithms)
 
 
-def _data_in(directory: Path) -> Data:
+def _data_in(directory: Path, algorithms: Sequence[str]) -> Data:
     where = subprocess.run(
         ["stat", "--file-system", "--format=%T", str(directory)],
         check=True, capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip
     data = Data(directory, where, {})
-    for algorithm in ALGORITHMS:
+    for algorithm in algorithms:
         files = [LayerFile(path, "", path.stat().st_size) for path in data.layers(algorithm)]
         data.image_bytes[algorithm] = sum(file.size for file in files)
         write_config(data.config(algorithm), files)
     return data
 
 
-def _kept_data() -> Path:
+def kept_data() -> Path:
+    """The directory that has the data, made if it is not there."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     directory = Path(base) / "hybrid-bench" / _VERSION
     if not directory.is_dir():
@@ -98,7 +105,7 @@ def _kept_data() -> Path:
 
 
 def _make_data(directory: Path) -> None:
-    disk = directory / "disk.raw"
+    disk = directory / _DISK
     with tempfile.TemporaryDirectory(dir=directory) as name:
         _copy_files(Path(name))
         _make_ext4(disk, Path(name))

@@ -31,7 +31,7 @@ def measure(targets: Sequence[Target], rounds: int, seconds: float) -> Cells:
     """Medians of ``rounds`` runs of ``seconds`` each."""
     runs: dict[tuple[str, str], list[tuple[Reading, float]]] = defaultdict(list)
     for target in targets:
-        run_fio(WORKLOADS[0], target.loop, 0.5, 0)  # caches warm, code loaded
+        run_fio(WORKLOADS[0], target.device, 0.5, 0)  # caches warm, code loaded
     for number in range(rounds):
         print(f"bench: round {number + 1} of {rounds}", file=sys.stderr)
         for workload in WORKLOADS:
@@ -44,7 +44,7 @@ def _one_run(
     target: Target, workload: Workload, seconds: float, seed: int
 ) -> tuple[Reading, float]:
     before = target.cpu_seconds()
-    reading = run_fio(workload, target.loop, seconds, seed + 1)
+    reading = run_fio(workload, target.device, seconds, seed + 1)
     spent = target.cpu_seconds() - before
     return reading, 1000 * spent / (reading.total / MIB)
 

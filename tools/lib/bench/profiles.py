@@ -13,18 +13,17 @@ import pstats
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import trio
 
 from bench.data import ALGORITHMS, DISK_SIZE, Data
-from bench.fio import WORKLOADS, run_fio
-from bench.targets import memory_server
+from bench.devices import layers_name, open_device
+from bench.fio import WORKLOADS, Workload, run_fio
+from bench.fronts import Environment, fuse_file
 from hybrid.core.device import Device
-from hybrid.core.disk import LayeredDevice
-from hybrid.core.opening import open_layer
-from hybrid.core.source import FileSource
 from hybrid.fuse.loop import attach_loop
 
 _RANDOM_READS = 50_000
@@ -40,30 +39,26 @@ def show_profiles(data: Data) -> None:
     show_fuse_server(data)
 
 
-def show_read_path(data: Data, algorithm: str) -> None:
-    """Rates and profiles of reading an image without FUSE."""
-    device = trio.run(_open, data.layers(algorithm), algorithm)
-    _show_reads(device, algorithm)
+def show_read_path(data: Data, algorithm: str, random_reads: int = _RANDOM_READS) -> None:
+    """Rates and profiles of reading an image without a front end."""
+    device = trio.run(open_device, layers_name(data.layers(algorithm)))
+    _show_reads(device, algorithm, random_reads)
     trio.run(device.aclose)
 
 
-async def _open(layers: Sequence[Path], name: str) -> LayeredDevice:
-    return LayeredDevice([await open_layer(FileSource(path)) for path in layers], name)
-
-
-def _show_reads(device: Device, algorithm: str) -> None:
+def _show_reads(device: Device, algorithm: str, random_reads: int) -> None:
     offsets = [
         (offset, _SEQUENTIAL) for offset in range(0, DISK_SIZE - _SEQUENTIAL + 1, _SEQUENTIAL)
     ]
     numbers = random.Random(1)
     scattered = [
-        (numbers.randrange(DISK_SIZE // _RANDOM) * _RANDOM, _RANDOM) for _ in range(_RANDOM_READS)
+        (numbers.randrange(DISK_SIZE // _RANDOM) * _RANDOM, _RANDOM) for _ in range(random_reads)
     ]
     for title, ranges in (("sequential 1 MiB", offsets), ("random 4 KiB", scattered)):
         seconds = _time_reads(device, ranges)
         size = sum(length for _, length in ranges)
         print(
-            f"\n{algorithm}, {title}, without FUSE: {size / seconds / (1 << 30):.2f} GiB/s, "
+            f"\n{algorithm}, {title}, alone: {size / seconds / (1 << 30):.2f} GiB/s, "
             f"{len(ranges) / seconds / 1000:.1f} k reads/s, {1e6 * seconds / len(ranges):.1f} us"
         )
         profile = cProfile.Profile()
@@ -87,19 +82,33 @@ def _time_reads(device: Device, ranges: Sequence[tuple[int, int]]) -> float:
 
 def show_fuse_server(data: Data) -> None:
     """Profiles of the server of (b) while fio reads."""
+
+    @contextmanager
+    def disk(environment: Environment) -> Iterator[Path]:
+        with fuse_file(f"memory:{data.disk}", environment) as (file, _):
+            loop = attach_loop(file)
+            try:
+                yield loop.path
+            finally:
+                loop.close()
+
+    show_server("FUSE server, in-memory Device", disk, WORKLOADS)
+
+
+def show_server(
+    title: str,
+    disk: Callable[[Environment], AbstractContextManager[Path]],
+    workloads: Sequence[Workload],
+) -> None:
+    """Profiles of one of our own servers while fio reads. ``disk`` starts it, each time anew."""
     with tempfile.TemporaryDirectory(prefix="hybrid-bench-") as name:
-        for workload in WORKLOADS:
+        for workload in workloads:
             file = Path(name) / workload.key
-            environment = {**os.environ, "HYBRID_BENCH_PROFILE": str(file)}
-            with memory_server(data.disk, environment) as (disk, _):
-                loop = attach_loop(disk)
-                try:
-                    reading = run_fio(workload, loop.path, 2, 1)
-                finally:
-                    loop.close()
+            with disk({**os.environ, "HYBRID_BENCH_PROFILE": str(file)}) as device:
+                reading = run_fio(workload, device, 2, 1)
             print(
-                f"\nFUSE server, in-memory Device, {workload.title}, under the profiler: "
-                f"{reading.iops / 1000:.1f} k reads/s"
+                f"\n{title}, {workload.title}, under the profiler: "
+                f"{reading.iops / 1000:.2f} k reads/s"
             )
             _print_profile(str(file))
 

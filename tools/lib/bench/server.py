@@ -1,9 +1,11 @@
-"""An in-memory Device behind hybrid's FUSE file system: the cost of the front end alone.
+"""A Device behind one of hybrid's front ends, and nothing else: what the front end alone costs.
 
-    python -m bench.server DISK DIRECTORY      serves DIRECTORY/disk until the FUSE mount goes away
+    python -m bench.server fuse DEVICE DIRECTORY    serves DIRECTORY/disk
+    python -m bench.server tcmu DEVICE ID UIO LOOK  serves the TCMU target ID through /dev/UIO
 
-Prints "ready" once the file is there. With HYBRID_BENCH_PROFILE set, a profile of the whole run is
-written to the file of that name at the end.
+until that is taken away. DEVICE is a name for ``bench.devices``. LOOK is how many nanoseconds to
+look for the next command before sleeping; "-" as hybrid has it. Prints "ready" once it serves. With
+HYBRID_BENCH_PROFILE set, a profile of the whole run goes to the file of that name at the end.
 """
 
 from __future__ import annotations
@@ -11,34 +13,24 @@ from __future__ import annotations
 import cProfile
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
 
-from hybrid.core.device import Buffer, Device, check_range
+from bench.devices import open_device
+from hybrid.block.names import Target, wwn_of
+from hybrid.block.scsi_unit import LogicalUnit
+from hybrid.block.server import RingServer
+from hybrid.block.uio import Uio
+from hybrid.core.device import Device
 from hybrid.fuse.filesystem import DiskFilesystem
 from hybrid.fuse.session import close_session, open_session, run_session
 
 
-class MemoryDevice(Device):
-    """A disk in memory. Reads are views, without a copy."""
-
-    def __init__(self, data: bytes) -> None:
-        self.name = "memory"
-        self.size = len(data)
-        self._view = memoryview(data)
-
-    def pread_nowait(self, offset: int, length: int) -> Buffer:
-        check_range(offset, length, self.size, self.name)
-        return self._view[offset : offset + length]
-
-    async def pread(self, offset: int, length: int) -> Buffer:
-        return self.pread_nowait(offset, length)
-
-
-async def serve(device: Device, directory: Path) -> None:
+async def serve_fuse(device: Device, directory: str) -> None:
     """Serve until the FUSE mount is taken away."""
-    open_session(DiskFilesystem(device), directory, "hybrid:bench")
+    open_session(DiskFilesystem(device), Path(directory), "hybrid:bench")
     try:
         print("ready", flush=True)
         await run_session()
@@ -46,15 +38,32 @@ async def serve(device: Device, directory: Path) -> None:
         close_session()
 
 
+async def serve_tcmu(device: Device, target_id: str, uio_name: str, look: str) -> None:
+    """Serve until the TCMU device is taken away."""
+    target = Target(target_id, wwn_of(target_id))
+    unit = LogicalUnit(size=device.size, wwn=target.wwn, serial=target.serial)
+    uio = Uio.open(uio_name)
+    server = RingServer(device, unit, uio, spin_ns=None if look == "-" else int(look))
+    print("ready", flush=True)
+    await server.serve()
+    server.close()
+    uio.close()
+
+
+async def serve(arguments: Sequence[str]) -> None:
+    front, name, *places = arguments
+    device = await open_device(name)
+    await (serve_fuse if front == "fuse" else serve_tcmu)(device, *places)
+    await device.aclose()
+
+
 def main() -> None:
-    disk, directory = map(Path, sys.argv[1:])
-    device = MemoryDevice(disk.read_bytes())
     profile_file = os.environ.get("HYBRID_BENCH_PROFILE")
     if not profile_file:
-        trio.run(serve, device, directory)
+        trio.run(serve, sys.argv[1:])
         return
     profile = cProfile.Profile()
-    profile.runcall(trio.run, serve, device, directory)
+    profile.runcall(trio.run, serve, sys.argv[1:])
     profile.dump_stats(profile_file)
 
 

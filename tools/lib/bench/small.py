@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.data import Data
-from bench.targets import HYBRID, hybrid_state, run_hybrid
+from bench.images import HYBRID, hybrid_state, run_hybrid
 from hybrid.core.lsmt import SegmentMap, merge
 
 _SEGMENTS = 100_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from bench.aims import Aim, aim_rows
 from bench.data import DISK_SIZE, Data
 from bench.fio import WORKLOADS, Workload
 from bench.measure import MIB, Cell, Cells
@@ -12,21 +13,6 @@ from bench.small import Small
 from bench.targets import Target
 
 _GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Aim:
-    """``value`` should be at least (or at most) ``limit``, both in ``unit``."""
-
-    title: str
-    value: float
-    limit: float
-    unit: str
-    at_most: bool = False
-
-    @property
-    def met(self) -> bool:
-        return self.value <= self.limit if self.at_most else self.value >= self.limit
 
 
 @dataclass(frozen=True)
@@ -62,7 +48,7 @@ def aims(results: Results) -> list[Aim]:
 
 def text_table(results: Results) -> str:
     """The table for people."""
-    return "\n".join([*_head(results), "", *_speed_rows(results), "", *_aim_rows(results)])
+    return "\n".join([*_head(results), "", *_speed_rows(results), "", *aim_rows(aims(results))])
 
 
 def _head(results: Results) -> list[str]:
@@ -111,15 +97,6 @@ def _result(workload: Workload, cell: Cell) -> str:
     if workload.sequential:
         return f"{cell.bandwidth / _GIB:.2f} GiB/s"
     return f"{cell.iops / 1000:.1f} k IOPS"
-
-
-def _aim_rows(results: Results) -> list[str]:
-    lines = [f"{'aim':<26} {'limit':>16} {'measured':>16}"]
-    for aim in aims(results):
-        limit = f"{'<=' if aim.at_most else '>='} {aim.limit:g} {aim.unit}"
-        value = f"{aim.value:.3g} {aim.unit}"
-        lines.append(f"{aim.title:<26} {limit:>16} {value:>16}  {'met' if aim.met else 'MISSED'}")
-    return lines
 
 
 def json_results(results: Results) -> dict[str, object]:

@@ -50,8 +50,8 @@ class Guest:
 def run_guest(guest: Guest) -> int:
     """Run it to its end; its output goes to descriptors 1 and 2. Returns the exit status.
 
-    Raises GuestTimeoutError; OutputClosedError; VmError if the guest ends without a status; OSError
-    if its output cannot be written.
+    Raises GuestTimeoutError; OutputClosedError; VmError if the guest ends without a status, or its
+    output cannot be written.
     """
     stdout, stderr, messages = (os.pipe() for _ in range(3))
     with _memory_file(guest.initrd) as initrd, _scratch_disk(guest.scratch) as scratch:
@@ -124,7 +124,7 @@ def _await_streams(ended: queue.SimpleQueue[Pump], count: int, deadline: float) 
             if isinstance(pump.error, BrokenPipeError):
                 raise OutputClosedError("whoever read the output went away")
             if pump.error is not None:
-                raise pump.error
+                raise VmError(f"the output cannot be written: {pump.error.strerror}")
     except queue.Empty:
         return False
     return True
