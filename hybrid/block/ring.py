@@ -86,7 +86,7 @@ _MAX_CDB = 260
 # and the vendor's groups as the kernel has them.
 _CDB_LENGTHS = bytes(length for length in (6, 10, 10, 12, 16, 12, 10, 10) for _ in range(32))
 
-_HINT = "unmount it and mount it again: hybrid umount, hybrid mount"
+_HINT = "hybrid resume resets the ring and starts a new server"
 
 
 class RingError(FormatError):

@@ -284,7 +284,9 @@ def test_request_sense() -> None:
     [("00", "00000008" + 24 * "0"), ("02", "00000008" + 24 * "0"), ("01", "00000000" + 8 * "0")],
 )
 def test_report_luns(selection: str, data: str) -> None:
-    assert reply(CACHED, f"a0 00 {selection} 000000 00000100 00 00") == bytes.fromhex(data)
+    for allocation in (16, 0x100, 1 << 24):
+        cdb = f"a0 00 {selection} 000000 {allocation:08x} 00 00"
+        assert reply(CACHED, cdb) == bytes.fromhex(data)
 
 
 @pytest.mark.parametrize(

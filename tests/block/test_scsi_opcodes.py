@@ -14,6 +14,41 @@ NOT_SUPPORTED = bytes.fromhex("00 01 0000")
 NO_TIMEOUTS = bytes.fromhex("000a 00 00 00000000 00000000")
 
 
+USAGE = [
+    "00 00 00 00 00 00",  # TEST UNIT READY
+    "03 00 00 00 ff 00",  # REQUEST SENSE: allocation length
+    "08 1f ff ff ff 00",  # READ(6): LBA, blocks
+    "0a 1f ff ff ff 00",  # WRITE(6)
+    "12 01 ff ff ff 00",  # INQUIRY: EVPD, page, allocation length
+    "15 10 00 00 ff 00",  # MODE SELECT(6): PF, list length
+    "1a 08 ff ff ff 00",  # MODE SENSE(6): DBD, control and page, subpage, allocation length
+    "1b 01 00 00 05 00",  # START STOP UNIT: IMMED, NO_FLUSH and START
+    "1e 00 00 00 01 00",  # PREVENT ALLOW MEDIUM REMOVAL
+    "25 00 00 00 00 00 00 00 00 00",  # READ CAPACITY(10)
+    "28 18 ff ff ff ff 00 ff ff 00",  # READ(10): DPO and FUA, LBA, group, blocks
+    "2a 18 ff ff ff ff 00 ff ff 00",  # WRITE(10)
+    "2e 10 ff ff ff ff 00 ff ff 00",  # WRITE AND VERIFY(10): DPO
+    "2f 12 ff ff ff ff 00 ff ff 00",  # VERIFY(10): DPO and BYTCHK
+    "35 02 ff ff ff ff 00 ff ff 00",  # SYNCHRONIZE CACHE(10): IMMED
+    "41 08 ff ff ff ff 00 ff ff 00",  # WRITE SAME(10): UNMAP
+    "42 00 00 00 00 00 00 ff ff 00",  # UNMAP: list length
+    "55 10 00 00 00 00 00 ff ff 00",  # MODE SELECT(10)
+    "5a 18 ff ff 00 00 00 ff ff 00",  # MODE SENSE(10): LLBAA and DBD
+    "88 18 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",  # READ(16): LBA, blocks, group
+    "8a 18 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",  # WRITE(16)
+    "8e 10 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",  # WRITE AND VERIFY(16)
+    "8f 12 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",  # VERIFY(16)
+    "91 02 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",  # SYNCHRONIZE CACHE(16)
+    "93 09 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",  # WRITE SAME(16): UNMAP and NDOB
+    "9e 10 00 00 00 00 00 00 00 00 ff ff ff ff 00 00",  # READ CAPACITY(16): allocation length
+    "a0 00 ff 00 00 00 ff ff ff ff 00 00",  # REPORT LUNS: selection, allocation length
+    "a3 0c 87 ff ff ff ff ff ff ff 00 00",  # this command: RCTD and option, opcode, action
+    "a8 18 ff ff ff ff ff ff ff ff 00 00",  # READ(12)
+    "aa 18 ff ff ff ff ff ff ff ff 00 00",  # WRITE(12)
+]
+"""CDB usage data of all commands: for each bit, whether it may be set (SBC-3, SPC-4)."""
+
+
 def report(unit: LogicalUnit, option: int, opcode: int = 0, action: int = 0) -> bytes:
     return reply(unit, f"a3 0c {option:02x} {opcode:02x} {action:04x} 00002000 00 00")
 
@@ -35,7 +70,7 @@ def test_all() -> None:
     assert found[0x28, None] == 10
     assert found[0x9E, 0x10] == 16
     assert found[0xA3, 0x0C] == 12
-    assert len(found) == 30
+    assert len(found) == len(USAGE)
     assert found.keys() - listed(READ_ONLY).keys() == {(opcode, None) for opcode in WRITING}
 
 
@@ -47,6 +82,31 @@ def test_what_is_not_listed_is_not_accepted(unit: LogicalUnit) -> None:
             cdb = bytes((opcode, action)).ljust(16, b"\0")
             if isinstance(outcome(unit, cdb), Request):
                 assert (opcode, None) in found or (opcode, action) in found
+
+
+@pytest.mark.parametrize("usage", USAGE)
+def test_usage_data(usage: str) -> None:
+    mask = bytes.fromhex(usage)
+    option, action = (2, mask[1]) if mask[0] in (0x9E, 0xA3) else (1, 0)
+    head = b"\x00\x03" + len(mask).to_bytes(2, "big")
+    assert report(UNIT, option, mask[0], action) == head + mask
+
+
+@pytest.mark.parametrize("usage", USAGE)
+def test_usage_data_is_what_is_accepted(usage: str) -> None:
+    mask = bytes.fromhex(usage)
+    opcode, has_action = mask[0], mask[0] in (0x9E, 0xA3)
+    plain = bytearray((mask[:2] if has_action else mask[:1]).ljust(len(mask), b"\0"))
+    if opcode in (0x1A, 0x5A):
+        plain[2] = 0x3F  # all mode pages, since there is no page 0
+    for at in range(2 if has_action else 1, len(mask)):
+        for bit in range(8):
+            if (opcode, at, bit) == (0xA3, 2, 2):
+                continue  # the field may have this bit, but no value of it has
+            cdb = plain.copy()
+            cdb[at] |= 1 << bit
+            wrong_bit = Sense(5, 0x2400, field=f"cdb {at}.{bit}")
+            assert (outcome(UNIT, bytes(cdb)) != wrong_bit) == bool(mask[at] & 1 << bit)
 
 
 def test_all_with_timeouts() -> None:

@@ -157,6 +157,7 @@ def test_capacity(unit: LogicalUnit, short: str, long: str) -> None:
     assert reply(unit, "25 00 00000000 0000 00 00") == bytes.fromhex(short)
     whole = bytes.fromhex(long) + bytes(16)
     assert reply(unit, "9e 10 0000000000000000 00000020 00 00") == whole
+    assert reply(unit, "9e 10 0000000000000000 ff000000 00 00") == whole
     assert reply(unit, "9e 10 0000000000000000 0000000c 00 00") == whole[:12]
 
 

@@ -9,6 +9,7 @@ Errors become exit codes through the real ``hybrid.cli.main``. Prints the record
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 from pathlib import Path
@@ -30,7 +31,11 @@ from hybrid.mount.resume import resume
 
 
 class RawDevice(Device):
-    """A raw file as a Device, with faults: a failing range, a range that hangs, a bug, a crash."""
+    """A raw file as a Device, with faults: a failing range, a range that hangs, a bug, a crash.
+
+    ``hang_at`` hangs for ever, or for as long as the file ``hold`` exists. A ``remote`` one never
+    answers at once, but in another order after up to ``jitter`` milliseconds.
+    """
 
     def __init__(self, path: Path, options: dict[str, str], *, writable: bool = False) -> None:
         self.name = f"raw {path.name}"
@@ -41,6 +46,9 @@ class RawDevice(Device):
         self._error_at = _range(options.get("error_at"))
         self._bug_at = _range(options.get("bug_at"))
         self._hang_at = _range(options.get("hang_at"))
+        self._hold = Path(options["hold"]) if options.get("hold") else None
+        self._jitter = int(options.get("jitter") or 0) / 1000
+        self._chance = random.Random(1)
         self._remote = bool(options.get("remote"))
         self.fetched = 0
 
@@ -56,9 +64,15 @@ class RawDevice(Device):
 
     async def pread(self, offset: int, length: int) -> Buffer:
         if _overlaps(self._hang_at, offset, length):
-            await trio.sleep_forever()
-        await trio.lowlevel.checkpoint()
+            await self._hang()
+        await trio.sleep(self._jitter * self._chance.random())
         return self._read(offset, length)
+
+    async def _hang(self) -> None:
+        if self._hold is None:
+            await trio.sleep_forever()
+        while self._hold and self._hold.exists():
+            await trio.sleep(0.02)
 
     def _read(self, offset: int, length: int) -> bytes:
         self.fetched += length
@@ -66,13 +80,17 @@ class RawDevice(Device):
 
     def pwrite_nowait(self, offset: int, data: Buffer) -> bool:
         check_range(offset, len(data), self.size, self.name)
-        return os.pwrite(self._fd, data, offset) == len(data)
+        return not self._remote and self._write(offset, data)
 
     async def pwrite(self, offset: int, data: Buffer) -> None:
-        self.pwrite_nowait(offset, data)
+        await trio.sleep(self._jitter * self._chance.random())
+        self._write(offset, data)
+
+    def _write(self, offset: int, data: Buffer) -> bool:
+        return os.pwrite(self._fd, data, offset) == len(data)
 
     async def discard(self, offset: int, length: int) -> None:
-        self.pwrite_nowait(offset, bytes(length))
+        self._write(offset, bytes(length))
 
     async def flush(self) -> None:
         os.fdatasync(self._fd)
@@ -106,6 +124,8 @@ def _overlaps(bad: range, offset: int, length: int) -> bool:
 @click.option("--error-at", help="FIRST-END: byte range whose reads fail")
 @click.option("--bug-at", help="byte range whose reads raise KeyError")
 @click.option("--hang-at", help="byte range whose reads never end")
+@click.option("--hold", help="a file: they end when it is removed")
+@click.option("--jitter", help="milliseconds that answers of --remote may take")
 @click.option("--open", "opening", default="", help="fail | die | hang: how opening goes wrong")
 def mount_raw(
     raw: Path,

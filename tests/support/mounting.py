@@ -18,16 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.target_traces import remove_by_force, traces
 
 from hybrid.mount.mountinfo import MountEntry, read_mountinfo
 
 TESTS = Path(__file__).parent.parent
 MIB = 1 << 20
+PATIENCE = 6.0 if os.environ.get("HYBRID_TEST_GUEST") == "1" else 1.0
+"""How many times longer than on a common machine anything may take: the guest is emulated."""
 
 
 def poll_until(condition: Callable[[], Any], what: str, seconds: float = 10.0) -> None:
-    """Bounded polling on a real condition."""
-    deadline = time.monotonic() + seconds
+    """Bounded polling on a real condition; ``seconds`` on a common machine."""
+    deadline = time.monotonic() + seconds * PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"did not happen within {seconds} s: {what}"
         time.sleep(0.01)
@@ -47,19 +50,20 @@ class MountBench:
             "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
         }
         self._records: dict[str, dict[str, Any]] = {}
+        self._old_traces = traces()
 
     def command(self, *arguments: object) -> list[str]:
         return [sys.executable, "-m", "support.mount_driver", *map(str, arguments)]
 
     def run(self, *arguments: object, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-        """Run one command. 30 s are the bound of everything."""
+        """Run one command. 30 s are the bound of everything on a common machine."""
         done = subprocess.run(
             [*prefix, *self.command(*arguments)],
             env=self.environment,
             cwd=self.directory,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=30 * PATIENCE,
             check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr
@@ -97,10 +101,11 @@ class MountBench:
         return [entry for entry in read_mountinfo() if entry.mount_point.startswith(prefix)]
 
     def leftovers(self) -> list[str]:
-        """What a finished mount must not leave: mounts, loop devices, servers, state."""
+        """What a finished mount must not leave: mounts, disks, loop devices, servers, state."""
         found = [f"mount {entry.mount_point}" for entry in self.entries()]
         found += [f"loop {name}" for name in self._loops()]
         found += [f"server {pid}" for pid in self._servers()]
+        found += [f"target {name}" for name in self._traces()]
         if self.state.exists():
             found += [f"state {path.name}" for path in self.state.iterdir()]
         return found
@@ -116,7 +121,12 @@ class MountBench:
             subprocess.run(["umount", "-l", entry.mount_point], check=False)
         for name in self._loops():
             subprocess.run(["losetup", "-d", f"/dev/{name}"], check=False)
+        if self._traces():
+            remove_by_force(self._traces())
         poll_until(lambda: not (self.entries() or self._loops() or self._servers()), "tear down")
+
+    def _traces(self) -> set[str]:
+        return traces() - self._old_traces
 
     def _loops(self) -> list[str]:
         names = []
@@ -129,17 +139,22 @@ class MountBench:
         return names
 
     def _servers(self) -> list[int]:
-        """Live processes with our state directory in their environment, except for ourselves."""
+        """Live processes with our state directory in their environment, or a log in it as stdout.
+
+        A server that was forked off a test shows only the second.
+        """
         mark = f"HYBRID_STATE_DIR={self.state}".encode()
         found = []
         for process in Path("/proc").iterdir():
-            if not process.name.isdigit():
+            if not process.name.isdigit() or int(process.name) == os.getpid():
                 continue
             try:
-                if mark in (process / "environ").read_bytes().split(b"\0"):
-                    found.append(int(process.name))
+                environment = (process / "environ").read_bytes().split(b"\0")
+                stdout = os.readlink(process / "fd/1")
             except OSError:
                 continue
+            if mark in environment or stdout.startswith(f"{self.state}/"):
+                found.append(int(process.name))
         return found
 
 
