@@ -210,6 +210,18 @@ def claim(record: MountRecord) -> Iterator[MountRecord | None]:
         os.close(descriptor)
 
 
+def is_claimed(record: MountRecord) -> bool:
+    """Whether a command is at work on this mount. False also if its record is gone."""
+    try:
+        descriptor = os.open(record.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

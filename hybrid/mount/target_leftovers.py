@@ -28,8 +28,8 @@ _SCSI_DEVICES = Path("/sys/bus/scsi/devices")
 _SWAPS = Path("/proc/swaps")
 _LOOK_SECONDS = 3.0
 _PARAMETERS = Path("/sys/module/target_core_user/parameters")
-_NETLINK_WAIT = "genl_cmd_reply"
-"""In the name of the kernel's function that waits for a listener (target_core_user.c)."""
+_NETLINK_WAIT = "tcmu_netlink_event"
+"""How the name of the kernel's function begins that waits for an answer (target_core_user.c)."""
 
 
 def find_targets(known: Collection[str], files: OpenFiles) -> Iterator[Leftover]:
@@ -65,7 +65,7 @@ def find_use(disk: Path, files: OpenFiles) -> str:
     """Who uses a disk, as far as /proc and /sys tell; "" for nobody. The disk is not opened."""
     sysfs = Path("/sys/block") / disk.name
     number = _read(sysfs / "dev")
-    if number in files.mounted or str(disk) in files.mounted:
+    if str(disk) in files.mounted or (number and number in files.mounted):
         return "mounted"
     with contextlib.suppress(OSError):
         for holder in (sysfs / "holders").iterdir():
@@ -110,7 +110,8 @@ def _check_unserved(target: Target) -> None:
 def find_hanging() -> Iterator[Leftover]:
     """Processes that wait in the kernel for another TCMU program's answer, beyond any signal.
 
-    Some program has switched such answers on for the whole module, and is gone (spec: tcmu 5).
+    Some program has switched such answers on for the whole module, and is gone (spec: tcmu 5). The
+    way out makes the kernel's call end with EINTR, after which programs try again: hence the order.
     """
     try:
         found = run_bounded("the look at hanging processes", _find_hanging, _LOOK_SECONDS)
@@ -121,7 +122,8 @@ def find_hanging() -> Iterator[Leftover]:
             "hang",
             str(pid),
             f"{command_name(pid)} (pid {pid}) waits for the answer of a TCMU program that is gone",
-            f"in {_PARAMETERS}: write 1 to block_netlink, 1 to reset_netlink, 0 to block_netlink",
+            f"in {_PARAMETERS}: write 1 to block_netlink, then 1 to reset_netlink, and 0 to "
+            "block_netlink once it has gone on",
         )
 
 

@@ -25,12 +25,12 @@ from hybrid.core.device import Device
 from hybrid.mount.mountinfo import read_mountinfo
 from hybrid.mount.paths import is_mounted
 from hybrid.mount.serving import Serving
-from hybrid.mount.state import MountRecord, read_record
+from hybrid.mount.state import MountRecord, is_claimed, read_record
 
 logger = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 0.5
-"""A ``hybrid umount`` that is at work takes the disk away itself."""
+"""From a change of the table of mounts to a look whether ours has gone."""
 _MOST_SECONDS = 60.0
 """Between two tries to take a disk away that is unmounted, but still used elsewhere."""
 
@@ -95,7 +95,8 @@ class TcmuServing(Serving):
                 await table.wait_changed()
                 while self._has_lost_its_mount():
                     await trio.sleep(pause)
-                    if self._has_lost_its_mount():
+                    # A ``hybrid umount`` that is at work takes the disk away itself.
+                    if self._has_lost_its_mount() and not is_claimed(self.record):
                         self.on_unmounted()
                         pause = min(2 * pause + 1, _MOST_SECONDS)
 

@@ -146,6 +146,13 @@ def test_the_maximum_transfer_length(cdb: str, field: str) -> None:
     assert refusal(CACHED, cdb.format(2049)) == Sense(5, 0x2400, field=field)
 
 
+def test_a_small_maximum_transfer_length() -> None:
+    unit = LogicalUnit(size=MIB, wwn="3" * 16, serial="1", max_transfer=64 * BLOCK)
+    assert request(unit, "08 000000 40 00").length == 64 * BLOCK
+    assert refusal(unit, "08 000000 41 00") == Sense(5, 0x2400, field="cdb 4")
+    assert refusal(unit, "08 000000 00 00") == Sense(5, 0x2400, field="cdb 4")
+
+
 @given(
     st.sampled_from(UNITS),
     st.sampled_from([0x28, 0x2A, 0x88, 0x8A]),

@@ -104,6 +104,11 @@ def test_select_of_the_current_values(pages: bytes) -> None:
     select(CACHED, SELECT_10, bytes(8) + pages)
 
 
+def test_select_of_a_long_list() -> None:
+    # Also the high byte of the length counts.
+    select(CACHED, SELECT_10, bytes(8) + ALL * 6)
+
+
 @pytest.mark.parametrize(
     ("cdb", "mode_sense"),
     [(SELECT_6, "1a 00 3f 00 ff 00"), (SELECT_10, "5a 00 3f 00 000000 00ff 00")],

@@ -164,6 +164,6 @@ def test_questions_that_make_no_sense(option: int, opcode: int) -> None:
 
 def test_the_answer_is_cut_to_the_allocation_length() -> None:
     whole = report(UNIT, 0)
-    for allocation in (0, 4, 100, len(whole), len(whole) + 1):
+    for allocation in (0, 4, 100, len(whole), len(whole) + 1, 1 << 24):
         cdb = f"a3 0c 00 00 0000 {allocation:08x} 00 00"
         assert reply(UNIT, cdb) == whole[:allocation]

@@ -7,15 +7,14 @@ import signal
 import socket
 import struct
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trio
-from support.live_target import SIZE, LiveTarget, exit_code, forked, live_target, new_target
+from support.live_target import SIZE, exit_code, forked, live_target, new_target
 from support.live_target import leftovers as in_configfs
-from support.mounting import ImageMaker, MountBench, poll_until
+from support.mount_driver import opener
+from support.mounting import ImageMaker, poll_until
 
 from hybrid.block import configfs
 from hybrid.block.names import ROOT, Target
@@ -28,14 +27,12 @@ from hybrid.block.netlink_codec import (
 )
 from hybrid.errors import BusyError
 from hybrid.mount import leftover, target_leftovers
+from hybrid.mount.attach import MountRequest, attach
 from hybrid.mount.detach import detach
 from hybrid.mount.doctor import DoctorCode, examine_machine
-from hybrid.mount.findings import Status
 from hybrid.mount.garbage import collect_garbage
 from hybrid.mount.leftover import Leftover
 from hybrid.mount.leftovers import find_leftovers
-from hybrid.mount.open_files import look_at_processes
-from hybrid.mount.processes import process_state
 from hybrid.mount.state import create_record, read_records
 from hybrid.mount.target_leftovers import find_hanging
 from hybrid.mount.tcmu_front import target_of
@@ -64,11 +61,12 @@ def found(target: Target) -> list[Leftover]:
     return [left for left in find_leftovers() if left.name == target.id]
 
 
-def collect(name: str) -> list[tuple[bool, object]]:
+def collect(target: Target) -> list[tuple[bool, Leftover]]:
+    """What ``hybrid gc`` says of one disk, and whether it has removed it."""
     return [
-        (outcome.removed, outcome.error)
+        (outcome.removed, outcome.leftover)
         for outcome in collect_garbage()
-        if outcome.leftover.name == name
+        if outcome.leftover.name == target.id
     ]
 
 
@@ -103,44 +101,35 @@ def test_what_is_missing_is_loaded_and_mounted() -> None:
     assert ROOT.is_dir()
 
 
-def test_a_served_disk_of_an_unknown_state_directory_is_not_touched(
-    nothing_is_young: None,
-) -> None:
-    with live_target() as live:
-        live.export()
-        assert found(live.target) == collect(live.target.id) == []
-        assert process_state(live.handler) not in ("", "Z")
-        # Even if the look at processes had overlooked its server.
-        with pytest.raises(BusyError, match="in use"):
-            target_leftovers._check_unserved(live.target)
-
-
 def test_a_half_made_device_is_removed_once_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
     target = new_target()
     configfs.create_backstore(target, SIZE, read_only=True)
     try:
-        assert found(target) == collect(target.id) == []
+        assert found(target) == []
         monkeypatch.setattr(leftover, "YOUNG_SECONDS", -1.0)
-        (left,) = found(target)
+        ((removed, left),) = collect(target)
+        assert removed
         assert "a TCMU device without a disk" in left.text
-        assert collect(target.id) == [(True, None)]
     finally:
         configfs.remove_backstore(target)
 
 
-def test_a_disk_without_server_is_removed_when_nobody_has_it_open(nothing_is_young: None) -> None:
+def test_a_disk_goes_when_nobody_serves_it_and_nobody_has_it_open(nothing_is_young: None) -> None:
     with live_target() as live:
         disk = live.disk(live.export())
+        # It may be of a state directory that we know nothing of.
+        assert found(live.target) == []
+        with pytest.raises(BusyError, match="in use"):
+            target_leftovers._check_unserved(live.target)
         descriptor = os.open(disk, os.O_RDONLY)
         live.kill()
-        (left,) = found(live.target)
+        ((removed, left),) = collect(live.target)
+        assert not removed
         assert f"the TCMU disk {disk}" in left.text
         assert f"(pid {os.getpid()})" in left.remedy
-        assert collect(live.target.id) == [(False, None)]
         os.close(descriptor)
-        started = time.monotonic()
-        assert collect(live.target.id) == [(True, None)]
-        assert time.monotonic() - started < 30
+        ((removed, left),) = collect(live.target)
+        assert removed
         assert in_configfs() == []
 
 
@@ -150,28 +139,32 @@ def test_a_mount_that_was_never_finished(monkeypatch: pytest.MonkeyPatch) -> Non
     configfs.create_backstore(target_of(record), SIZE, read_only=True)
     assert find_leftovers() == []
     monkeypatch.setattr(leftover, "YOUNG_SECONDS", -1.0)
-    assert collect(record.id) == [(True, None)]
+    ((removed, _),) = collect(target_of(record))
+    assert removed
     assert read_records() == []
 
 
 def test_a_dead_mount_is_not_removed_since_it_can_be_resumed(
-    bench: MountBench, images: ImageMaker, monkeypatch: pytest.MonkeyPatch, nothing_is_young: None
+    images: ImageMaker, monkeypatch: pytest.MonkeyPatch, nothing_is_young: None, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HYBRID_STATE_DIR", str(bench.state))
-    mounted = bench.mount("--mode", "tcmu", images.get("ext4"), bench.mountpoint)
-    assert find_leftovers() == []
-    os.kill(mounted["pid"], signal.SIGKILL)
-    poll_until(lambda: process_state(mounted["pid"]) in ("", "Z"), "the end of the server")
-    (left,) = find_leftovers()
-    assert f"`hybrid resume {mounted['id']}`" in left.remedy
-    assert collect(mounted["id"]) == [(False, None)]
-    # Not for another state directory either.
-    monkeypatch.setenv("HYBRID_STATE_DIR", str(bench.directory / "other"))
-    assert collect(mounted["id"]) == [(False, None)]
-    assert os.path.ismount("/proc") and str(bench.mountpoint) in Path("/proc/mounts").read_text()
-    monkeypatch.setenv("HYBRID_STATE_DIR", str(bench.state))
-    (record,) = read_records()
-    assert detach(record)
+    raw = images.get("ext4")
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    origin = {"raw": str(raw), "opening": "", "writable": False, "faults": {}}
+    record = attach(MountRequest(raw.name, opener(origin), origin, mountpoint, "tcmu"))
+    try:
+        os.kill(record.pid, signal.SIGKILL)
+        os.waitpid(record.pid, 0)
+        ((removed, left),) = collect(target_of(record))
+        assert not removed
+        assert f"`hybrid resume {record.id}`" in left.remedy
+        # Not for another state directory either.
+        monkeypatch.setenv("HYBRID_STATE_DIR", str(tmp_path / "other"))
+        ((removed, left),) = collect(target_of(record))
+        assert not removed
+        assert "it is mounted" in left.remedy
+    finally:
+        assert detach(record)
 
 
 def set_replies(value: bool) -> None:
@@ -197,20 +190,18 @@ def enable(target: Target) -> None:
 def test_a_process_that_hangs_is_told_with_the_way_out() -> None:
     target = new_target()
     set_replies(True)
-    # The kernel waits only if somebody could hear it.
-    listener = subprocess.Popen(["sleep", "60"])
     pid = forked(lambda: enable(target))
     try:
-        poll_until(lambda: process_state(pid) in ("D", "Z"), "the wait in the kernel")
+        poll_until(lambda: list(find_hanging()), "the wait in the kernel")
         (left,) = find_hanging()
         assert (left.kind, left.name, left.remove) == ("hang", str(pid), None)
-        assert "1 to block_netlink, 1 to reset_netlink, 0 to block_netlink" in left.remedy
+        assert "1 to block_netlink, then 1 to reset_netlink, and 0 to block" in left.remedy
     finally:
-        for name, value in (("block_netlink", "1"), ("reset_netlink", "1"), ("block_netlink", "0")):
-            (PARAMETERS / name).write_text(value)
-        exit_code(pid)
-        listener.kill()
-        listener.wait()
+        (PARAMETERS / "block_netlink").write_text("1")
+        (PARAMETERS / "reset_netlink").write_text("1")
+        code = exit_code(pid)
+        (PARAMETERS / "block_netlink").write_text("0")
         set_replies(False)
         configfs.remove_backstore(target)
+    assert code == 1
     assert list(find_hanging()) == []

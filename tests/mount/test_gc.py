@@ -24,10 +24,11 @@ from hybrid.fuse.loop import backing_file
 from hybrid.mount.leftover import YOUNG_SECONDS, Leftover
 from hybrid.mount.leftovers import Scene, find_leftovers, judge_mount
 from hybrid.mount.listing import MountStatus
-from hybrid.mount.mountinfo import MountEntry
+from hybrid.mount.mountinfo import MountEntry, read_mountinfo
 from hybrid.mount.open_files import OpenFiles
 from hybrid.mount.processes import process_state
 from hybrid.mount.state import MountRecord, create_record, remove_directory
+from hybrid.mount.target_leftovers import find_use
 
 
 @pytest.fixture(autouse=True)
@@ -322,3 +323,25 @@ def test_a_tcmu_mount_without_its_disk_is_only_a_record() -> None:
 @pytest.mark.parametrize("state", ["ready", "starting"])
 def test_nothing_is_wrong_with(state: str) -> None:
     assert list(judge_mount(MountStatus(RECORD, state, None), EMPTY)) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "use"),
+    [
+        (OpenFiles(mounted=frozenset({"", "/dev/sda"})), ""),
+        (OpenFiles(mounted=frozenset({"/dev/sdzz"})), "mounted"),
+        (OpenFiles(devices={"/dev/sdzz": os.getpid()}), f"(pid {os.getpid()})"),
+    ],
+)
+def test_who_uses_a_disk(files: OpenFiles, use: str) -> None:
+    """The disk is none of this machine's."""
+    found = find_use(Path("/dev/sdzz"), files)
+    assert found.endswith(use)
+    assert bool(found) is bool(use)
+
+
+def test_a_disk_that_is_mounted_is_known_by_its_number() -> None:
+    """As btrfs and mounts by other names need it; with a disk of this machine."""
+    entry = next(entry for entry in read_mountinfo() if entry.source.startswith("/dev/"))
+    disk = Path(os.path.realpath(f"/sys/dev/block/{entry.device}")).name
+    assert find_use(Path("/dev") / disk, OpenFiles(mounted=frozenset({entry.device}))) == "mounted"

@@ -18,9 +18,7 @@ OUTAGE_SECONDS = 65
 
 
 @pytest.mark.parametrize("options", [{}, {"remote": True, "jitter": 30}], ids=["local", "remote"])
-def test_readers_go_on(
-    tcmu: TcmuBench, kernel_log: KernelLog, options: dict[str, object]
-) -> None:
+def test_readers_go_on(tcmu: TcmuBench, kernel_log: KernelLog, options: dict[str, object]) -> None:
     record = tcmu.attach(tcmu.raw(), **options)
     with reading(record.exposed, tcmu.truth, 1) as one, reading(record.exposed, tcmu.truth, 2):
         for _ in range(3):
@@ -72,12 +70,18 @@ def requests(disk: Path) -> tuple[int, int]:
 def test_writes_under_verification(
     tcmu: TcmuBench, kernel_log: KernelLog, options: dict[str, object]
 ) -> None:
-    size = 8 * MIB if options else 24 * MIB
+    size = (4 if options else 8) * MIB
+    blocks = size // 4096
     record = tcmu.attach(tcmu.raw(size), writable=True, **options)
     disk = record.exposed
     reads, writes = requests(disk)
     with fio(disk, size) as process:
-        for which, wanted in ((1, writes + 300), (1, writes + 900), (0, reads + 300)):
+        # Twice while it writes, once while it verifies.
+        for which, wanted in (
+            (1, writes + blocks // 4),
+            (1, writes + blocks // 2),
+            (0, reads + blocks // 4),
+        ):
             poll_until(lambda: requests(disk)[which] >= wanted, "requests", 20.0)  # noqa: B023
             tcmu.kill(record)
             assert process.poll() is None
@@ -86,8 +90,8 @@ def test_writes_under_verification(
     assert process.returncode == 0, output
     assert "err= 0" in output
     reads_after, writes_after = requests(disk)
-    assert writes_after - writes >= size // 4096
-    assert reads_after - reads >= size // 4096
+    assert writes_after - writes >= blocks
+    assert reads_after - reads >= blocks
     assert content_of(disk, size) == (tcmu.directory / "raw.img").read_bytes() != tcmu.truth
     assert kernel_log.trouble() == []
     assert tcmu.detach(record)

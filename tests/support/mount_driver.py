@@ -71,7 +71,7 @@ class RawDevice(Device):
     async def _hang(self) -> None:
         if self._hold is None:
             await trio.sleep_forever()
-        while self._hold and self._hold.exists():
+        while self._hold and self._hold.exists():  # noqa: ASYNC110 - another process removes it
             await trio.sleep(0.02)
 
     def _read(self, offset: int, length: int) -> bytes:

@@ -17,10 +17,19 @@ def traces() -> set[str]:
 
     The directory ``loopback`` itself is one too: while it is there, its module cannot be unloaded.
     """
-    found = [path for path in ROOT.glob("core/user_*") if path.is_dir()]
-    found += [path for path in ROOT.glob("core/user_*/*") if path.is_dir()]
-    found += [*ROOT.glob("loopback"), *ROOT.glob("loopback/naa.*")]
+    hosts = [path for path in _directories(ROOT / "core") if path.name.startswith("user_")]
+    found = [*hosts, *(path for host in hosts for path in _directories(host))]
+    found += [path for path in _directories(ROOT) if path.name == "loopback"]
+    found += [path for path in _directories(ROOT / "loopback") if path.name.startswith("naa.")]
     return {str(path.relative_to(ROOT)) for path in found} | _uio_names()
+
+
+def _directories(parent: Path) -> list[Path]:
+    """It may vanish at any time, unlike what Path.glob can cope with."""
+    try:
+        return [Path(entry.path) for entry in os.scandir(parent) if entry.is_dir()]
+    except FileNotFoundError:
+        return []
 
 
 def _uio_names() -> set[str]:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from bench.command import parser, run
+from bench.command import parser, run, warn_if_busy
 from bench.data import Data, prepared_data
 from bench.guest import run_in_guest
 from bench.measure import measure
@@ -24,6 +24,7 @@ def main() -> None:
         help="compare TCMU with FUSE, in a guest whose kernel has both",
     )  # fmt: skip
     arguments = options.parse_args()
+    warn_if_busy()
     if arguments.guest:
         run_in_guest([word for word in sys.argv[1:] if word != "--guest"])
     if os.geteuid() != 0:

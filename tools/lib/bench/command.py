@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Callable
 
 from hybrid.errors import HybridError
+
+_QUIET_LOAD = 0.7
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -19,6 +22,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="three short rounds: rough figures")
     made.add_argument("--profile", action="store_true", help="show where time goes, no table")
     return made
+
+
+def warn_if_busy() -> None:
+    """Say so, if other programs take CPU time that the benchmark needs."""
+    load = os.getloadavg()[0]
+    if load > _QUIET_LOAD:
+        print(
+            f"bench: this machine is busy (load {load:.1f}): figures will be low", file=sys.stderr
+        )
 
 
 def run(main: Callable[[], None]) -> None:

@@ -44,7 +44,8 @@ def _download(state: Path, uri: str, suite: str) -> Path:
     options = _private_state(state)
     run(["apt-get", *options, "-qq", "update"], _DOWNLOAD_SECONDS)
     depends = run(["apt-cache", *options, "depends", _PACKAGE], _QUERY_SECONDS).decode()
-    run(["apt-get", *options, "-qq", "download", image_package(depends)], _DOWNLOAD_SECONDS, directory=state)
+    download = ["apt-get", *options, "-qq", "download", image_package(depends)]
+    run(download, _DOWNLOAD_SECONDS, directory=state)
     return next(state.glob("*.deb"))
 
 

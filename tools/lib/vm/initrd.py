@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SCRIPTS = Path(__file__).parent
-BUSYBOX = Path("/bin/busybox")
-APPLETS = (
-    "cat chmod cp env hostname insmod ip ln mkdir mkfifo modprobe mount poweroff rm setsid sh"
-    " sleep switch_root sync"
-).split()
+_BUSYBOX = Path("/bin/busybox")
+_APPLETS = (
+    *("cat", "cp", "env", "hostname", "insmod", "ip", "ln", "mkdir", "mkfifo", "mount"),
+    *("poweroff", "setsid", "sh", "sleep", "switch_root", "sync"),
+)
 EARLY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console")
 """What the scripts need before the host's files are there."""
-_DIRECTORIES = "bin modules lower writes new proc sys dev".split()
+_DIRECTORIES = ("bin", "modules", "lower", "writes", "new", "proc", "sys", "dev")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Entry:
 def first_files(modules: Sequence[Path], settings: bytes, command: bytes) -> list[Entry]:
     """All files of the guest's first root: busybox, modules in load order, scripts, plan."""
     entries = [Entry(name, stat.S_IFDIR | 0o755) for name in _DIRECTORIES]
-    entries.append(_file("bin/busybox", BUSYBOX.read_bytes(), 0o755))
-    entries += [Entry(f"bin/{name}", stat.S_IFLNK | 0o777, b"busybox") for name in APPLETS]
+    entries.append(_file("bin/busybox", _BUSYBOX.read_bytes(), 0o755))
+    entries += [Entry(f"bin/{name}", stat.S_IFLNK | 0o777, b"busybox") for name in _APPLETS]
     for number, path in enumerate(modules):
         entries.append(_file(f"modules/{number:02}-{path.name}", path.read_bytes()))
     entries.append(_file("init", (_SCRIPTS / "init.sh").read_bytes(), 0o755))

@@ -55,7 +55,10 @@ def ready_kernel(cache: Path) -> Kernel:
             # Another one may have made it in the meantime.
             if not directory.is_dir():
                 _make(directory)
-    return Kernel(directory / "vmlinux", next((directory / "lib/modules").iterdir()))
+    kernel = Kernel(directory / "vmlinux", next(directory.glob("lib/modules/*"), directory))
+    if kernel.modules == directory or not kernel.image.exists():
+        raise VmError(f"parts are missing: remove {directory} to have the kernel fetched again")
+    return kernel
 
 
 @contextmanager

@@ -21,7 +21,7 @@ _EXPAND_SECONDS = 120
 def unpack(package: Path, target: Path) -> bytes:
     """Write the modules below ``target``, expanded; return the kernel as the package has it."""
     command = ["dpkg-deb", "--fsys-tarfile", str(package)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         kernel = _unpack_tar(process.stdout, target)
     if process.returncode or not kernel:

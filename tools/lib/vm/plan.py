@@ -40,8 +40,8 @@ class Plan:
             f"scratch={int(self.scratch)}",
             f"load={int(self.load)}",
             f"limit={self.limit}",
-            _function("keep_all", (f"keep {i} {_quote(p)}" for i, p in enumerate(self.kept))),
-            _function("share_all", (f"share out{i} {_quote(p)}" for i, p in enumerate(self.shared))),
+            *_function("keep_all", "keep ", self.kept),
+            *_function("share_all", "share out", self.shared),
         )
 
 
@@ -65,13 +65,14 @@ def kept_directories(wanted: Iterable[Path]) -> tuple[Path, ...]:
 
 
 def passed_on(environment: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
-    """The variables that the command sees: a few, and those that were asked for, if they are set."""
+    """The variables that the command sees: a few, and those asked for, as far as they are set."""
     return {name: environment[name] for name in (*_PASSED_ON, *names) if name in environment}
 
 
-def _function(name: str, lines: Iterable[str]) -> str:
+def _function(name: str, call: str, paths: Sequence[Path]) -> list[str]:
+    calls = [f"{call}{number} {_quote(path)}" for number, path in enumerate(paths)]
     # A function without a command is a syntax error.
-    return "\n".join([f"{name}() {{", ":", *lines, "}"])
+    return [f"{name}() {{", ":", *calls, "}"]
 
 
 def _quote(path: Path) -> str:

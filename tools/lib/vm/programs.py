@@ -35,8 +35,9 @@ def run(
     except subprocess.TimeoutExpired:
         raise VmError(f"{name} did not end in {seconds:.0f} s") from None
     if done.returncode:
-        complaints = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-        raise VmError(f"{name} failed: {complaints[-1].removeprefix('E: ')}")
+        complaints = done.stderr.decode(errors="replace").strip().splitlines()
+        last = complaints[-1] if complaints else f"exit code {done.returncode}"
+        raise VmError(f"{name} failed: {last.removeprefix('E: ')}")
     return done.stdout
 
 

@@ -31,6 +31,8 @@ class Cell:
     """Bytes per second."""
     iops: float
     cpu_seconds_per_read: float
+    spread: float
+    """Half the distance of the fastest run from the slowest one, as a share of the median."""
 
 
 Cells = dict[tuple[str, str], Cell]
@@ -67,8 +69,10 @@ def _run_all(
 
 
 def _cell(runs: Sequence[tuple[Reading, float]]) -> Cell:
+    rates = [reading.iops for reading, _ in runs]
     return Cell(
         median(reading.bandwidth for reading, _ in runs),
-        median(reading.iops for reading, _ in runs),
+        median(rates),
         median(cpu for _, cpu in runs),
+        (max(rates) - min(rates)) / 2 / median(rates),
     )

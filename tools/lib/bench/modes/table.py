@@ -58,13 +58,13 @@ def _head(results: Results) -> list[str]:
         f"Linux {platform.release()}, {os.cpu_count()} CPUs; disks of {DISK_SIZE / _MIB:.0f} MiB; "
         f"three layers of {layers:.0f} MiB, files on {results.data.where}",
         f"fio --direct=1; medians of {results.rounds} rounds of {results.seconds:g} s, interleaved",
-        "CPU per read, and peak memory, are the server's; MB are 10^6 bytes",
+        "CPU per read and peak memory are the server's; +- is the spread of the rounds; MB: 10^6 B",
     ]
 
 
 def _rows(results: Results) -> list[str]:
     lines = [
-        f"{'workload':<18} {'target':<33} {'result':>13} {'of (a)':>7} {'of FUSE':>7} "
+        f"{'workload':<18} {'target':<33} {'result':>13} {'+-':>5} {'of (a)':>7} {'of FUSE':>7} "
         f"{'CPU/read':>10} {'peak':>7}"
     ]
     for workload in WORKLOADS:
@@ -83,7 +83,8 @@ def _row(results: Results, workload: Workload, target: Target) -> str:
     peak = f"{results.peaks[target.key] / _MIB:.0f} MiB" if target.server else "-"
     return (
         f"{workload.title:<18} {f'({target.key}) {target.title}':<33} "
-        f"{_result(workload, cell):>13} {ceiling:>7} {of_fuse:>7} {cpu:>10} {peak:>7}"
+        f"{_result(workload, cell):>13} {_percent(cell.spread):>5} {ceiling:>7} {of_fuse:>7} "
+        f"{cpu:>10} {peak:>7}"
     )
 
 
