@@ -21,6 +21,7 @@ from hybrid.mount.fuse_support import examine_filesystems, examine_fuse
 from hybrid.mount.kernel_support import Machine
 from hybrid.mount.leftover import Leftover
 from hybrid.mount.leftovers import find_leftovers
+from hybrid.mount.open_files import sees_all
 from hybrid.mount.surroundings import (
     examine_cache,
     examine_state,
@@ -97,10 +98,14 @@ def _load(config_file: Path | None) -> tuple[GlobalConfig | None, Finding]:
 
 def _look_for_leftovers() -> tuple[list[Leftover], list[Finding]]:
     try:
-        return find_leftovers(), []
+        found = find_leftovers()
     except HybridError as error:
         text, remedy = error.message, error.hint
         return [], [Finding("leftovers", "search", Status.PROBLEM, text, remedy)]
+    if sees_all():
+        return found, []
+    text = "only mounts of this state directory: not all processes can be seen from here"
+    return found, [Finding("leftovers", "search", Status.INFO, text)]
 
 
 def _ask(config: GlobalConfig | None, named: list[str]) -> list[Finding]:

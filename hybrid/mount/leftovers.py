@@ -18,7 +18,7 @@ from hybrid.mount.leftover import Leftover, elsewhere, is_young, removal_errors
 from hybrid.mount.listing import MountStatus, list_mounts
 from hybrid.mount.loop_leftovers import judge_loops, list_loops
 from hybrid.mount.mountinfo import MountEntry, read_mountinfo
-from hybrid.mount.open_files import OpenFiles, look_at_processes
+from hybrid.mount.open_files import OpenFiles, look_at_processes, sees_all
 from hybrid.mount.paths import is_mounted
 from hybrid.mount.state import MountRecord, claim, remove_directory, state_root
 from hybrid.mount.target_leftovers import find_hanging, find_targets
@@ -53,21 +53,27 @@ class Scene:
 def find_leftovers() -> list[Leftover]:
     """Everything that is left in this user's state directory and in this machine's kernel.
 
-    Raises PermissionNeededError for a state directory that is not private, and
-    TimeoutExpiredError.
+    What no record tells of is judged only where all processes can be seen (``sees_all``). Raises
+    PermissionNeededError for a state directory that is not private, and TimeoutExpiredError.
     """
     scene = Scene.look()
     root = state_root()
-    known = frozenset(mount.record.id for mount in scene.mounts)
-    known_directories = frozenset(str(mount.record.directory) for mount in scene.mounts)
-    return [
+    found = [
         *(left for mount in scene.mounts for left in judge_mount(mount, scene)),
         *_find_drafts(root),
         *_find_logs(root),
-        *judge_loops(scene.loops, known_directories, scene.entries, scene.files),
-        *judge_fuse_mounts(scene, root),
-        *find_targets(known, scene.files),
         *find_hanging(),
+    ]
+    return found + _find_unrecorded(scene, root) if sees_all() else found
+
+
+def _find_unrecorded(scene: Scene, root: Path) -> list[Leftover]:
+    known = [mount.record for mount in scene.mounts]
+    directories = frozenset(str(record.directory) for record in known)
+    return [
+        *judge_loops(scene.loops, directories, scene.entries, scene.files),
+        *judge_fuse_mounts(scene, root),
+        *find_targets(frozenset(record.id for record in known), scene.files),
     ]
 
 

@@ -1,7 +1,7 @@
 """What processes have open, as far as leftovers are told by it. Only links of /proc are read.
 
 A server of hybrid has its log as stdout for as long as it lives, and holds its uio device; so what
-no process has open has no server. Other users' processes can only be looked into by root.
+no process has open has no server; if all processes can be seen.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from hybrid.mount.mountinfo import parse_mountinfo
 _SCAN_SECONDS = 5.0
 _LOG = re.compile(r"(/.*/[0-9a-f]{8})/log(?:\.1)?")
 _DELETED = " (deleted)"
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"
+"""Linux: include/linux/proc_ns.h, PROC_PID_INIT_INO."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,18 @@ class OpenFiles:
     """Device node -> a process that has it open."""
     mounted: frozenset[str] = frozenset()
     """``major:minor`` and source of every mount in all namespaces that can be seen."""
+
+
+def sees_all() -> bool:
+    """Whether we can look into every process of this machine: root, and not in a container.
+
+    Only then does it mean anything that no process has something open.
+    """
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return False
+    return os.geteuid() == 0 and namespace == _FIRST_PID_NAMESPACE
 
 
 def look_at_processes(proc: Path = Path("/proc")) -> OpenFiles:

@@ -8,6 +8,8 @@ it is not so young that a command may be at work on it.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -95,11 +97,30 @@ def _remove(target: Target) -> None:
     use = find_use(disk, files) if disk else ""
     if use:
         raise BusyError(f"{disk} of {target.name} is {use}")
-    _check_unserved(target)
+    if disk:
+        check_unclaimed(disk)
+    check_unserved(target)
     take_down(target, lambda: False)
 
 
-def _check_unserved(target: Target) -> None:
+def check_unclaimed(disk: Path) -> None:
+    """Raise BusyError if a file system or driver has the disk, in whatever mount namespace.
+
+    Opening a SCSI disk reads nothing; should it wait all the same, TimeoutExpiredError is raised.
+    """
+    try:
+        run_bounded(f"opening {disk}", lambda: _open_exclusively(disk), _LOOK_SECONDS)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise BusyError(f"{disk} is in use, perhaps in another mount namespace") from error
+        # Gone by now, or nobody can have it: both are no reason to keep it.
+
+
+def _open_exclusively(disk: Path) -> None:
+    os.close(os.open(disk, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+
+
+def check_unserved(target: Target) -> None:
     """Raise BusyError if the uio device is open: the kernel knows that of all containers."""
     try:
         Uio.open(configfs.find_uio(target)).close()

@@ -26,7 +26,7 @@ from hybrid.block.netlink_codec import (
     split_messages,
 )
 from hybrid.errors import BusyError
-from hybrid.mount import leftover, target_leftovers
+from hybrid.mount import leftover
 from hybrid.mount.attach import MountRequest, attach
 from hybrid.mount.detach import detach
 from hybrid.mount.doctor import DoctorCode, examine_machine
@@ -34,7 +34,11 @@ from hybrid.mount.garbage import collect_garbage
 from hybrid.mount.leftover import Leftover
 from hybrid.mount.leftovers import find_leftovers
 from hybrid.mount.state import create_record, read_records
-from hybrid.mount.target_leftovers import find_hanging
+from hybrid.mount.target_leftovers import (
+    check_unclaimed,
+    check_unserved,
+    find_hanging,
+)
 from hybrid.mount.tcmu_front import target_of
 from hybrid.mount.tcmu_support import prepare_tcmu, tcmu_obstacle
 
@@ -120,7 +124,7 @@ def test_a_disk_goes_when_nobody_serves_it_and_nobody_has_it_open(nothing_is_you
         # It may be of a state directory that we know nothing of.
         assert found(live.target) == []
         with pytest.raises(BusyError, match="in use"):
-            target_leftovers._check_unserved(live.target)
+            check_unserved(live.target)
         descriptor = os.open(disk, os.O_RDONLY)
         live.kill()
         ((removed, left),) = collect(live.target)
@@ -163,6 +167,8 @@ def test_a_dead_mount_is_not_removed_since_it_can_be_resumed(
         ((removed, left),) = collect(target_of(record))
         assert not removed
         assert "it is mounted" in left.remedy
+        with pytest.raises(BusyError, match="another mount namespace"):
+            check_unclaimed(Path(record.device))
     finally:
         assert detach(record)
 

@@ -142,6 +142,16 @@ def test_not_root(fake: FakeMachine) -> None:
     refuses(fake, PermissionNeededError, "mode tcmu needs root")
 
 
+def test_an_ordinary_user_is_told_of_nothing_else(fake: FakeMachine) -> None:
+    """What only root could do says nothing about the machine."""
+    fake.euid = 1000
+    fake.capabilities(0)
+    fake.install("target_core_user.ko", "tcm_loop.ko", "sd_mod.ko", "uio.ko", "configfs.ko")
+    line = f"22 1 0:5 / {fake.root / 'dev'} rw - devtmpfs dev rw\n"
+    fake.write("proc/self/mountinfo", line)
+    assert [found.name for found in problems(fake)] == ["rights"]
+
+
 def test_a_root_without_rights(fake: FakeMachine) -> None:
     ready(fake)
     fake.without(Capability.SYS_ADMIN)

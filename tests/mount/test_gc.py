@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -284,6 +285,22 @@ def test_a_dead_mount_of_another_state_directory_is_left_to_it(
     assert remedy in [left.remedy for left in kept]
     collect()
     monkeypatch.setenv("HYBRID_STATE_DIR", str(bench.state))
+    bench.succeed("umount", record["id"])
+
+
+def test_where_processes_are_hidden_only_records_count(
+    bench: MountBench, images: ImageMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their servers may live, unseen."""
+    record = bench.mount("--mode", "fuse", images.get("ext4"), bench.mountpoint)
+    kill(record)
+    assert told() == ["mount kept"]
+    script = "from hybrid.mount.leftovers import find_leftovers; print(len(find_leftovers()))"
+    other = {**bench.environment, "HYBRID_STATE_DIR": str(bench.directory / "other")}
+    for prefix, count in (([], 2), (["unshare", "--pid", "--fork", "--mount-proc"], 0)):
+        command = [*prefix, sys.executable, "-c", script]
+        done = subprocess.run(command, env=other, capture_output=True, text=True, check=True)
+        assert int(done.stdout) >= count if count else int(done.stdout) == 0
     bench.succeed("umount", record["id"])
 
 
