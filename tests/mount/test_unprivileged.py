@@ -14,7 +14,16 @@ import pytest
 from support.mounting import TESTS, ImageMaker
 
 USER = f"hybrid-{os.getpid()}"
-_NOT_NEEDED = ("mypy*", "pip", "pip-*", "ruff*", "hypothesis*", "cryptography*", "setuptools*", "pygments*")
+_NOT_NEEDED = (
+    "mypy*",
+    "pip",
+    "pip-*",
+    "ruff*",
+    "hypothesis*",
+    "cryptography*",
+    "setuptools*",
+    "pygments*",
+)
 
 
 class Account:
