@@ -54,6 +54,7 @@ class Pacing:
             await trio.lowlevel.checkpoint()
             costs.append(now() - start)
         self._turn_ns = max(_TURN_NS, _TURN_COSTS * min(costs))
+        self.turn_at = now() + self._turn_ns
         # On a single core the kernel's side could not go on while we look.
         if self._measures_look and len(os.sched_getaffinity(0)) > 1:
             self.look_ns = max(_LOOK_NS, _LOOK_COSTS * min(costs))

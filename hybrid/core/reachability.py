@@ -15,7 +15,7 @@ from hybrid.config import GlobalConfig
 from hybrid.core.http_errors import status_error
 from hybrid.core.reference import RegistryReference, api_host, parse_image
 from hybrid.core.registry_settings import RegistrySettings
-from hybrid.core.remote import _settings
+from hybrid.core.remote import settings_of
 from hybrid.core.retry import TransientError
 from hybrid.core.transport import Transport
 from hybrid.errors import HybridError, NetworkError, UsageError
@@ -46,7 +46,7 @@ async def ask_registries(
 
     Nothing is tried twice. Raises ConfigError for settings that cannot be used.
     """
-    settings = _settings(config, "")
+    settings = settings_of(config, "")
     settings = replace(
         settings,
         connect_seconds=min(settings.connect_seconds, seconds),

@@ -79,7 +79,7 @@ async def open_remote(
     insecure: bool = False,
 ) -> RemoteBlobs:
     """Connections and cache for one repository; closing the stack closes the connections."""
-    settings = _settings(config, ref.api_host if insecure else "")
+    settings = settings_of(config, ref.api_host if insecure else "")
     credentials = Credentials(config.credentials)
     registry = await stack.enter_async_context(Registry(settings, credentials))
     cache = BlobCache(
@@ -88,7 +88,7 @@ async def open_remote(
     return RemoteBlobs(registry, cache, ref, scheme)
 
 
-def _settings(config: GlobalConfig, insecure_host: str) -> RegistrySettings:
+def settings_of(config: GlobalConfig, insecure_host: str) -> RegistrySettings:
     hosts: dict[str, RegistryHost] = {}
     for name, host in config.registries.items():
         if api_host(name) in hosts:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,6 +47,26 @@ def is_young(path: Path) -> bool:
         return time.time() - path.lstat().st_mtime < YOUNG_SECONDS
     except OSError:
         return False
+
+
+def has_listener(control: Path) -> bool:
+    """Whether a process listens on a control socket, also one of another container, or stopped."""
+    try:
+        directory = os.open(control.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.setblocking(False)
+            # The whole path may be too long for a socket address.
+            client.connect(f"/proc/self/fd/{directory}/{control.name}")
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    except OSError:
+        return True  # It has more to answer than it can, for example.
+    finally:
+        os.close(directory)
+    return True
 
 
 def elsewhere(directory: Path) -> str:

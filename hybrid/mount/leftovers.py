@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hybrid.block.configfs import list_targets
 from hybrid.mount.detach import force_end
-from hybrid.mount.leftover import Leftover, elsewhere, is_young, removal_errors
+from hybrid.mount.leftover import Leftover, elsewhere, has_listener, is_young, removal_errors
 from hybrid.mount.listing import MountStatus, list_mounts
 from hybrid.mount.loop_leftovers import judge_loops, list_loops
 from hybrid.mount.mountinfo import MountEntry, read_mountinfo
@@ -96,8 +96,11 @@ def _judge_dead(record: MountRecord, scene: Scene, take_away: str) -> Iterator[L
         return  # Its command is at work, to start the server or to undo what was begun.
     where = f" of {record.image}" if record.image else ""
     writer = scene.files.writers.get(str(record.directory))
-    if writer is not None:
-        text = f"the record{where} is damaged, but process {writer} serves it"
+    if writer is not None or has_listener(record.control):
+        who = (
+            f"process {writer}" if writer is not None else "a process that cannot be seen from here"
+        )
+        text = f"{who} serves this mount{where}, though the record does not say so"
         yield Leftover("mount", record.id, text, take_away)
     elif record.id in scene.targets and record.ready:
         text = f"the server{where} is dead: reads of {record.exposed} wait"
@@ -118,7 +121,7 @@ def _removable_mount(record: MountRecord, text: str) -> Leftover:
     def remove() -> None:
         with claim(record) as current, removal_errors(record.directory):
             # Somebody may have taken it away, or begun something with it.
-            if current and not current.server.is_alive():
+            if current and not current.server.is_alive() and not has_listener(current.control):
                 force_end(current)
 
     return Leftover("state", record.id, text, "`hybrid gc` removes it", remove)

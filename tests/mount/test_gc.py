@@ -26,7 +26,7 @@ from hybrid.mount.leftover import YOUNG_SECONDS, Leftover
 from hybrid.mount.leftovers import Scene, find_leftovers, judge_mount
 from hybrid.mount.listing import MountStatus
 from hybrid.mount.mountinfo import MountEntry, read_mountinfo
-from hybrid.mount.open_files import OpenFiles
+from hybrid.mount.open_files import OpenFiles, sees_all
 from hybrid.mount.processes import process_state
 from hybrid.mount.state import MountRecord, create_record, remove_directory
 from hybrid.mount.target_leftovers import find_use
@@ -61,6 +61,11 @@ def told(part: str = "") -> list[str]:
         for left in find()
         if part in left.text
     ]
+
+
+needs_all_processes = pytest.mark.skipif(
+    not sees_all(), reason="in a container, where not all processes can be seen"
+)
 
 
 def kill(record: dict[str, Any]) -> None:
@@ -163,7 +168,7 @@ def test_the_record_of_a_living_server_is_damaged(bench: MountBench, images: Ima
     state.write_text("{")
     make_old(state)
     (left,) = find()
-    assert f"process {record['pid']} serves it" in left.text
+    assert f"process {record['pid']} serves this mount" in left.text
     assert [item["removed"] for item in collect()] == [False]
     images.check_tree(bench.mountpoint)
     state.write_text(good)
@@ -215,9 +220,11 @@ def loop_over(disk: str) -> Iterator[Path]:
     options = ["--find", "--show", "--read-only"]
     done = subprocess.run(["losetup", *options, disk], capture_output=True, text=True, check=True)
     loop = Path(done.stdout.strip())
-    yield loop
-    if backing_file(loop):
-        subprocess.run(["losetup", "-d", loop], check=True)
+    try:
+        yield loop
+    finally:
+        if backing_file(loop):
+            subprocess.run(["losetup", "-d", loop], check=True)
 
 
 @pytest.fixture
@@ -234,6 +241,7 @@ def short_bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[MountBench]:
         shutil.rmtree(directory)
 
 
+@needs_all_processes
 def test_a_dead_loop_device_in_use(short_bench: MountBench, images: ImageMaker) -> None:
     bench = short_bench
     record = bench.mount("--mode", "fuse", images.get("ext4"))
@@ -250,6 +258,7 @@ def test_a_dead_loop_device_in_use(short_bench: MountBench, images: ImageMaker) 
         poll_until(lambda: not backing_file(loop), "the end of the loop device")
 
 
+@needs_all_processes
 def test_a_dead_loop_device_is_cleared(short_bench: MountBench, images: ImageMaker) -> None:
     bench = short_bench
     record = bench.mount("--mode", "fuse", images.get("ext4"))
@@ -272,6 +281,7 @@ def test_a_living_mount_of_another_state_directory(
     bench.succeed("umount", record["id"])
 
 
+@needs_all_processes
 def test_a_dead_mount_of_another_state_directory_is_left_to_it(
     bench: MountBench, images: ImageMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +298,31 @@ def test_a_dead_mount_of_another_state_directory_is_left_to_it(
     bench.succeed("umount", record["id"])
 
 
+def test_a_server_that_cannot_be_seen_is_not_taken_for_dead(
+    bench: MountBench, images: ImageMaker
+) -> None:
+    """As of a container that has the state directory, but neither the processes nor the mounts."""
+    record = bench.mount("--mode", "fuse", images.get("ext4"), bench.mountpoint)
+    script = 'umount -l "$1" "$2"; shift 2; exec "$@"'
+    places = [bench.mountpoint, bench.state / record["id"] / "fuse"]
+    hidden = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", script, "sh", *places]
+    os.kill(record["pid"], signal.SIGSTOP)
+    done = subprocess.run(
+        [*hidden, sys.executable, "-m", "hybrid", "gc", "--json"],
+        env=bench.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (item,) = json.loads(done.stdout)
+    assert "a process that cannot be seen from here serves this mount" in item["text"]
+    assert not item["removed"]
+    os.kill(record["pid"], signal.SIGCONT)
+    images.check_tree(bench.mountpoint)
+    bench.succeed("umount", record["id"])
+
+
+@needs_all_processes
 def test_where_processes_are_hidden_only_records_count(
     bench: MountBench, images: ImageMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
