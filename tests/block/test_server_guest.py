@@ -24,6 +24,7 @@ from support.memory_device import MemoryDevice
 from support.mounting import poll_until
 
 from hybrid.block import configfs
+from hybrid.block.arrival import wait_for_disk
 from hybrid.block.configfs import Target
 from hybrid.block.scsi_unit import LogicalUnit
 from hybrid.block.server import RingServer
@@ -87,7 +88,7 @@ def served(device: MemoryDevice, number: int) -> Iterator[Disk]:
         thread = threading.Thread(target=trio.run, args=(_serve, server, tokens))
         thread.start()
         try:
-            path = _wait_for_disk(configfs.export(target))
+            path = trio.run(wait_for_disk, configfs.export(target), 30.0)
             yield Disk(path, device, server, tokens.get(timeout=5))
         finally:
             configfs.unexport(target)
@@ -102,14 +103,6 @@ def served(device: MemoryDevice, number: int) -> Iterator[Disk]:
 async def _serve(server: RingServer, tokens: queue.Queue[trio.lowlevel.TrioToken]) -> None:
     tokens.put(trio.lowlevel.current_trio_token())
     await server.serve()
-
-
-def _wait_for_disk(address: str) -> Path:
-    directory = Path("/sys/bus/scsi/devices") / address / "block"
-    poll_until(lambda: directory.is_dir() and any(directory.iterdir()), "the disk")
-    (entry,) = directory.iterdir()
-    poll_until((path := Path("/dev") / entry.name).exists, "its node")
-    return path
 
 
 @pytest.fixture(scope="module")
