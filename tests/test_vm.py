@@ -115,7 +115,7 @@ def test_a_refusal_is_one_line_and_has_its_code(capfd: pytest.CaptureFixture[str
 
 
 def test_only_what_a_fresh_directory_would_hide_is_kept() -> None:
-    wanted = ["/tmp/a b/hybrid", "/tmp/a b", "/work/hybrid", "/tmp", "/dev/shm", "/dev/shm/x"]
+    wanted = ["/tmp/a b/hybrid", "/tmp/a b", "/srv/hybrid", "/tmp", "/dev/shm", "/dev/shm/x"]
     kept = kept_directories(map(Path, wanted))
     assert kept == (Path("/dev/shm/x"), Path("/tmp/a b"))
     assert kept_directories([Path("/var/tmp/x"), Path("/var/tmpx"), Path("/run/user/0")]) == (
