@@ -14,6 +14,7 @@ import errno
 import logging
 import os
 import socket
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -49,6 +50,8 @@ _RECEIVE_BUFFER = 4 << 20
 _MAX_DATAGRAM = 64 << 10  # bytes
 _KERNEL_PORT = 0
 _SECONDS = 5.0
+_GO_ON_SECONDS = 0.5
+"""How long those that are let go have to come back."""
 
 
 class EventSocket:
@@ -173,7 +176,7 @@ def expects_answers(target: Target) -> bool:
 
 
 def reset_module_netlink() -> None:
-    """Let everything on this machine that waits for a netlink answer fail with EINTR.
+    """Let everything on this machine that waits for a netlink answer fail. Takes half a second.
 
     The way out for an ``enable`` or a removal that hangs in the kernel, of whichever program.
     Raises SystemSupportError (the module is not loaded) and PermissionNeededError.
@@ -183,6 +186,9 @@ def reset_module_netlink() -> None:
     write_token(PARAMETERS / "block_netlink", "1")
     try:
         write_token(PARAMETERS / "reset_netlink", "1")
+        # The errno is EINTR, after which many programs (all in Python) write again: that must
+        # meet the block, and fail with EAGAIN, or it would wait as before.
+        time.sleep(_GO_ON_SECONDS)
     finally:
         write_token(PARAMETERS / "block_netlink", "0")
 
