@@ -90,7 +90,8 @@ def _subscribe() -> pyudev.Monitor | None:
 def _drain(monitor: pyudev.Monitor) -> None:
     """Take the events; sysfs tells what they mean."""
     try:
-        while monitor.poll(timeout=0):
+        # A Device counts as false by its properties, which it does not like to be asked for.
+        while monitor.poll(timeout=0) is not None:
             pass
     except OSError as error:
         logger.debug("uevents were lost: %s", error)

@@ -26,6 +26,7 @@ from hybrid.mount.state import MountRecord, Recorder, create_record, exclusive_r
 
 _STOP_SECONDS = 3.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 logger = logging.getLogger(__name__)
 
@@ -172,10 +173,14 @@ def died(record: MountRecord) -> Exception:
     """What to tell of a server, a child of ours, that ended without a word."""
     _, status = os.waitpid(record.pid, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code < 0:
-        name = signal.Signals(-code).name
-        return SystemSupportError(f"the server was killed by {name} while it started")
     kept = record.directory.parent / f"failed-{record.id}.log"
+    if code < 0:
+        number = signal.Signals(-code)
+        if number not in _CRASHES:
+            return SystemSupportError(f"the server was killed by {number.name} while it started")
+        with contextlib.suppress(OSError):
+            record.log.rename(kept)
+        return RuntimeError(f"the server crashed while it started ({number.name}); see {kept}")
     last = _last_line(record.log)
     with contextlib.suppress(OSError):
         record.log.rename(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import logging.handlers
 import os
@@ -50,6 +51,8 @@ def _run_child(job: ServerJob, channel: socket.socket, log_fd: int, foreground: 
     try:
         terminal = os.dup(2) if foreground else -1
         _become_daemon(log_fd, keep={channel.fileno(), terminal})
+        # A crash in compiled code then leaves a traceback in the log.
+        faulthandler.enable(2)
         _log_to_file(job, terminal)
         trio.run(_serve, job, channel)
         code = 0
