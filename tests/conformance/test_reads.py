@@ -41,7 +41,10 @@ def _read_direct(descriptor: int, offset: int, length: int) -> bytes:
 
 def _waits_for(pid: int, disk: Path) -> bool:
     """Whether a process that does nothing but read the disk sleeps with it open."""
-    opened = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    try:
+        opened = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    except FileNotFoundError:
+        return False  # it opens and closes its libraries still
     return str(disk) in opened and process_state(pid) in "DS"
 
 
