@@ -49,15 +49,6 @@ async def wait_for_disk(address: str, seconds: float) -> Path:
     return found
 
 
-async def wait_until_gone(address: str, seconds: float) -> None:
-    """Return when the SCSI device has left sysfs. Raises TimeoutExpiredError."""
-    if not await _watch(lambda: not (SCSI_DEVICES / address).exists(), seconds):
-        raise TimeoutExpiredError(
-            f"the disk at SCSI address {address} is still there after {seconds:g} seconds",
-            hint="something still uses it",
-        )
-
-
 async def _watch(look: Callable[[], _Found | None], seconds: float) -> _Found | None:
     """What ``look`` finds in the end; None if that is nothing after ``seconds``."""
     found = look()  # mostly it is there by now, and libudev need not be loaded

@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOT = Path("/sys/kernel/config/target")
 UIO_CLASS = Path("/sys/class/uio")
+PARAMETERS = Path("/sys/module/target_core_user/parameters")
+"""Switches of the whole kernel module, for all TCMU programs of the machine."""
 
 ID_LENGTH = 8
 ID = re.compile(r"[0-9a-f]{8}")

@@ -14,13 +14,11 @@ import errno
 import logging
 import os
 import socket
-import time
-from pathlib import Path
 from types import TracebackType
 
 import trio
 
-from hybrid.block.kernel_files import read_value, write_token
+from hybrid.block.kernel_files import read_value
 from hybrid.block.names import Target
 from hybrid.block.netlink_codec import (
     FAMILY,
@@ -38,8 +36,6 @@ from hybrid.block.netlink_codec import (
 from hybrid.errors import FormatError, SystemSupportError
 
 logger = logging.getLogger(__name__)
-
-PARAMETERS = Path("/sys/module/target_core_user/parameters")
 
 _NETLINK_GENERIC = 16
 _SOL_NETLINK = 270
@@ -173,24 +169,6 @@ def expects_answers(target: Target) -> bool:
     """
     value = read_value(target.backstore / "attrib" / "nl_reply_supported")
     return value.isdecimal() and int(value) > 0
-
-
-def reset_module_netlink() -> None:
-    """Let everything on this machine that waits for a netlink answer fail. Takes half a second.
-
-    The way out for an ``enable`` or a removal that hangs in the kernel, of whichever program.
-    Raises SystemSupportError (the module is not loaded) and PermissionNeededError.
-    """
-    if not PARAMETERS.is_dir():
-        raise SystemSupportError("the kernel module target_core_user is not loaded")
-    write_token(PARAMETERS / "block_netlink", "1")
-    try:
-        write_token(PARAMETERS / "reset_netlink", "1")
-        # The errno is EINTR, after which many programs (all in Python) write again: that must
-        # meet the block, and fail with EAGAIN, or it would wait as before.
-        time.sleep(_GO_ON_SECONDS)
-    finally:
-        write_token(PARAMETERS / "block_netlink", "0")
 
 
 def _set_receive_buffer(connection: socket.socket, size: int) -> None:

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
-from hybrid.core.device import Device
 from hybrid.fuse.filesystem import DiskFilesystem
 from hybrid.fuse.session import close_session, open_session, run_session
-from hybrid.mount.serving import Serving
-from hybrid.mount.state import MountRecord
+from hybrid.mount.serving import Serving, ServingTask
 
 logger = logging.getLogger(__name__)
 
 
 class FuseServing(Serving):
-    def __init__(
-        self,
-        device: Device,
-        record: MountRecord,
-        on_release: Callable[[], None],
-        on_unmounted: Callable[[], None],
-    ) -> None:
-        super().__init__(device, record, on_release, on_unmounted)
-        self._disk = DiskFilesystem(device, on_release)
+    def __init__(self, task: ServingTask) -> None:
+        super().__init__(task)
+        self._disk = DiskFilesystem(task.device, task.on_release)
         self._is_open = False
 
     @property
@@ -38,7 +29,7 @@ class FuseServing(Serving):
         return {"handles": self._disk.open_handles, "read_errors": self._disk.read_errors}
 
     def open(self, place: str, *, takes_over: bool) -> None:
-        open_session(self._disk, self.record.fuse_directory, f"hybrid:{self.record.id}")
+        open_session(self._disk, self.task.record.fuse_directory, f"hybrid:{self.task.record.id}")
         self._is_open = True
 
     async def run(self) -> None:

@@ -6,6 +6,7 @@ Only links of /proc are read; the kernel answers them without asking the file sy
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from hybrid.mount.mountinfo import mounts_below, read_mountinfo
 from hybrid.mount.processes import command_name, process_state
 
 _SCAN_SECONDS = 2.0
+_OPEN_SECONDS = 5.0
 _SHOWN = 5
 
 
@@ -39,6 +41,24 @@ def _name(pid: int) -> str:
 def _some_of(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def is_claimed_in_kernel(disk: str) -> bool:
+    """Whether a file system or driver has a block device, in whatever mount namespace.
+
+    Raises TimeoutExpiredError: a write-protected SCSI disk is asked for its state, and its server
+    may be silent.
+    """
+    try:
+        run_bounded(f"opening {disk}", lambda: _open_exclusively(disk), _OPEN_SECONDS)
+    except OSError as error:
+        # Other errors: it is gone, or nobody can have it.
+        return error.errno == errno.EBUSY
+    return False
+
+
+def _open_exclusively(disk: str) -> None:
+    os.close(os.open(disk, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
 
 
 def find_holders(root: str) -> list[int]:

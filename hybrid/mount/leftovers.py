@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybrid.block.configfs import list_targets
+from hybrid.block.names import Target
 from hybrid.mount.detach import force_end
 from hybrid.mount.leftover import Leftover, elsewhere, has_listener, is_young, removal_errors
 from hybrid.mount.listing import MountStatus, list_mounts
@@ -21,7 +21,7 @@ from hybrid.mount.mountinfo import MountEntry, read_mountinfo
 from hybrid.mount.open_files import OpenFiles, look_at_processes, sees_all
 from hybrid.mount.paths import is_mounted
 from hybrid.mount.state import MountRecord, claim, remove_directory, state_root
-from hybrid.mount.target_leftovers import find_hanging, find_targets
+from hybrid.mount.target_leftovers import find_hanging, find_targets, look_at_targets
 
 _FUSE_SOURCE = re.compile(r"hybrid:[0-9a-f]{8}")
 
@@ -34,8 +34,8 @@ class Scene:
     entries: list[MountEntry]
     loops: dict[Path, str]
     """Loop device -> path of the file under it."""
-    targets: frozenset[str]
-    """Ids of the TCMU disks in configfs."""
+    targets: list[Target]
+    """The TCMU disks in configfs."""
     files: OpenFiles
 
     @classmethod
@@ -45,7 +45,7 @@ class Scene:
             list_mounts(),
             read_mountinfo(),
             list_loops(),
-            frozenset(target.id for target in list_targets()),
+            look_at_targets(),
             look_at_processes(),
         )
 
@@ -73,7 +73,7 @@ def _find_unrecorded(scene: Scene, root: Path) -> list[Leftover]:
     return [
         *judge_loops(scene.loops, directories, scene.entries, scene.files),
         *judge_fuse_mounts(scene, root),
-        *find_targets(frozenset(record.id for record in known), scene.files),
+        *find_targets(scene.targets, frozenset(record.id for record in known), scene.files),
     ]
 
 
@@ -102,7 +102,7 @@ def _judge_dead(record: MountRecord, scene: Scene, take_away: str) -> Iterator[L
         )
         text = f"{who} serves this mount{where}, though the record does not say so"
         yield Leftover("mount", record.id, text, take_away)
-    elif record.id in scene.targets and record.ready:
+    elif record.ready and any(target.id == record.id for target in scene.targets):
         text = f"the server{where} is dead: reads of {record.exposed} wait"
         remedy = f"`hybrid resume {record.id}` goes on, {take_away}"
         yield Leftover("mount", record.id, text, remedy)

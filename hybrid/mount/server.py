@@ -28,7 +28,7 @@ from hybrid.mount import control
 from hybrid.mount.channel import Ready, ServerEnd
 from hybrid.mount.filesystems import HEAD_BYTES, detect
 from hybrid.mount.origin import OpenDevice
-from hybrid.mount.serving import Serving, serving_of
+from hybrid.mount.serving import Serving, ServingTask, serving_of
 from hybrid.mount.state import MountRecord, remove_directory
 
 _CLOSE_SECONDS = 5.0
@@ -100,7 +100,7 @@ class MountServer:
 
     async def _serve_device(self, device: Device) -> None:
         record = self._job.record
-        serving = serving_of(record.mode, device, record, self._on_release, self._end_orderly)
+        serving = serving_of(ServingTask(device, record, self._on_release, self._end_orderly))
         try:
             await self._channel.send_ready(await _describe(device, serving.size))
             await self._may_expose.wait()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from hybrid.core.device import Device
 from hybrid.mount.state import MountRecord
@@ -18,29 +19,28 @@ _SERVINGS = {
 }
 
 
+@dataclass(frozen=True)
+class ServingTask:
+    """What is to be served, and whom to tell."""
+
+    device: Device
+    record: MountRecord
+    on_release: Callable[[], None]
+    """To be called whenever ``in_use`` may have become false."""
+    on_unmounted: Callable[[], None]
+    """To be called when the disk should be taken away by a command."""
+
+
 class Serving(ABC):
-    """One Device, served to the kernel.
+    """One Device, served to the kernel."""
 
-    It calls ``on_release`` whenever ``in_use`` may have become false, and ``on_unmounted`` when the
-    disk should be taken away by a command.
-    """
-
-    def __init__(
-        self,
-        device: Device,
-        record: MountRecord,
-        on_release: Callable[[], None],
-        on_unmounted: Callable[[], None],
-    ) -> None:
-        self.device = device
-        self.record = record
-        self.on_release = on_release
-        self.on_unmounted = on_unmounted
+    def __init__(self, task: ServingTask) -> None:
+        self.task = task
 
     @property
     def size(self) -> int:
         """Bytes of the disk, as the kernel sees it."""
-        return self.device.size
+        return self.task.device.size
 
     @property
     @abstractmethod
@@ -67,17 +67,11 @@ class Serving(ABC):
         """Undo ``open``. What it did not get to is harmless."""
 
 
-def serving_of(
-    mode: str,
-    device: Device,
-    record: MountRecord,
-    on_release: Callable[[], None],
-    on_unmounted: Callable[[], None],
-) -> Serving:
+def serving_of(task: ServingTask) -> Serving:
     """The server's side of a mode. Only the one that is used is imported."""
-    module, name = _SERVINGS[mode]
+    module, name = _SERVINGS[task.record.mode]
     kind: type[Serving] = getattr(importlib.import_module(module), name)
-    return kind(device, record, on_release, on_unmounted)
+    return kind(task)
 
 
 def preload(mode: str) -> None:

@@ -8,18 +8,17 @@ it is not so young that a command may be at work on it.
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
 from hybrid.block import configfs
-from hybrid.block.names import Target
+from hybrid.block.names import PARAMETERS, Target
 from hybrid.block.teardown import take_down
 from hybrid.block.uio import Uio
 from hybrid.core.bounded import run_bounded
 from hybrid.errors import BusyError, HybridError, NotFoundError
+from hybrid.mount.holders import is_claimed_in_kernel
 from hybrid.mount.leftover import Leftover, is_young
 from hybrid.mount.open_files import OpenFiles, look_at_processes
 from hybrid.mount.processes import command_name, process_state
@@ -29,14 +28,28 @@ _STATE_ROOTS = (Path("/run/hybrid"),)
 _SCSI_DEVICES = Path("/sys/bus/scsi/devices")
 _SWAPS = Path("/proc/swaps")
 _LOOK_SECONDS = 3.0
-_PARAMETERS = Path("/sys/module/target_core_user/parameters")
 _NETLINK_WAIT = "tcmu_netlink_event"
 """How the name of the kernel's function begins that waits for an answer (target_core_user.c)."""
 
 
-def find_targets(known: Collection[str], files: OpenFiles) -> Iterator[Leftover]:
-    """What is left in configfs that no record tells of. ``known``: ids of our own records."""
-    for target in configfs.list_targets():
+def look_at_targets() -> list[Target]:
+    """All TCMU disks of hybrid in configfs.
+
+    Raises TimeoutExpiredError: a removal that hangs, of whichever program, holds up who looks.
+    """
+    names = run_bounded(
+        "the look at configfs",
+        lambda: [(target.id, target.wwn) for target in configfs.list_targets()],
+        _LOOK_SECONDS,
+    )
+    return [Target(*name) for name in names]
+
+
+def find_targets(
+    targets: Collection[Target], known: Collection[str], files: OpenFiles
+) -> Iterator[Leftover]:
+    """Those of which no record tells. ``known``: ids of our own records."""
+    for target in targets:
         if target.id in known or _is_recorded(target) or _is_served(target, files):
             continue
         if is_young(target.backstore) or is_young(target.fabric):
@@ -104,20 +117,9 @@ def _remove(target: Target) -> None:
 
 
 def check_unclaimed(disk: Path) -> None:
-    """Raise BusyError if a file system or driver has the disk, in whatever mount namespace.
-
-    Opening a SCSI disk reads nothing; should it wait all the same, TimeoutExpiredError is raised.
-    """
-    try:
-        run_bounded(f"opening {disk}", lambda: _open_exclusively(disk), _LOOK_SECONDS)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise BusyError(f"{disk} is in use, perhaps in another mount namespace") from error
-        # Gone by now, or nobody can have it: both are no reason to keep it.
-
-
-def _open_exclusively(disk: Path) -> None:
-    os.close(os.open(disk, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    """Raise BusyError if a file system or driver has the disk, or TimeoutExpiredError."""
+    if is_claimed_in_kernel(str(disk)):
+        raise BusyError(f"{disk} is in use, perhaps in another mount namespace")
 
 
 def check_unserved(target: Target) -> None:
@@ -143,7 +145,7 @@ def find_hanging() -> Iterator[Leftover]:
             "hang",
             str(pid),
             f"{command_name(pid)} (pid {pid}) waits for the answer of a TCMU program that is gone",
-            f"in {_PARAMETERS}: write 1 to block_netlink, then 1 to reset_netlink, and 0 to "
+            f"in {PARAMETERS}: write 1 to block_netlink, then 1 to reset_netlink, and 0 to "
             "block_netlink once it has gone on",
         )
 

@@ -5,8 +5,6 @@ Everything that the kernel may hold up runs in a child with a bound (``hybrid.co
 
 from __future__ import annotations
 
-import errno
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -27,13 +25,12 @@ from hybrid.errors import (
 from hybrid.mount import kernel
 from hybrid.mount.channel import Ready
 from hybrid.mount.front import Front
-from hybrid.mount.holders import describe_holders, find_holders
+from hybrid.mount.holders import describe_holders, find_holders, is_claimed_in_kernel
 from hybrid.mount.state import MountRecord, Recorder
 
 _CREATE_SECONDS = 20.0
 _LOOK_SECONDS = 1.0
 _ARRIVAL_SECONDS = 20.0
-_OPEN_SECONDS = 5.0
 _END_SECONDS = 5.0
 DISK_TIMEOUT_SECONDS = 2147483
 """How long sd waits for an answer: practically for ever, since a server may come back. (spec:
@@ -144,22 +141,12 @@ def check_unused(record: MountRecord) -> None:
             f"{name} is in use by {describe_holders(record.device)}",
             hint="end that, or use --lazy",
         )
-    try:
-        run_bounded(f"opening {record.device}", lambda: _open_exclusively(record), _OPEN_SECONDS)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise BusyError(
-                f"{name} is still in use elsewhere: by a mount in another namespace, a tree that "
-                "was detached, or another driver",
-                hint="its server ends with the last user; see `hybrid list`",
-            ) from None
-        if error.errno not in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-            raise SystemSupportError(f"cannot open {record.device}: {error.strerror}") from error
-
-
-def _open_exclusively(record: MountRecord) -> None:
-    # The kernel refuses this while a file system or a device mapper has claimed the disk.
-    os.close(os.open(record.device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    if is_claimed_in_kernel(record.device):
+        raise BusyError(
+            f"{name} is still in use elsewhere: by a mount in another namespace, a tree that was "
+            "detached, or another driver",
+            hint="its server ends with the last user; see `hybrid list`",
+        )
 
 
 def _never_time_out(disk: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import select
-from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -21,11 +20,10 @@ from hybrid.block.netlink import serve_events
 from hybrid.block.scsi import LogicalUnit
 from hybrid.block.server import RingServer
 from hybrid.block.uio import Uio
-from hybrid.core.device import Device
 from hybrid.mount.mountinfo import read_mountinfo
 from hybrid.mount.paths import is_mounted
-from hybrid.mount.serving import Serving
-from hybrid.mount.state import MountRecord, is_claimed, read_record
+from hybrid.mount.serving import Serving, ServingTask
+from hybrid.mount.state import is_claimed, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +34,9 @@ _MOST_SECONDS = 60.0
 
 
 class TcmuServing(Serving):
-    def __init__(
-        self,
-        device: Device,
-        record: MountRecord,
-        on_release: Callable[[], None],
-        on_unmounted: Callable[[], None],
-    ) -> None:
-        super().__init__(device, record, on_release, on_unmounted)
-        self._target = Target(record.id, wwn_of(record.id))
+    def __init__(self, task: ServingTask) -> None:
+        super().__init__(task)
+        self._target = Target(task.record.id, wwn_of(task.record.id))
         self._uio: Uio | None = None
         self._server: RingServer | None = None
 
@@ -58,8 +50,8 @@ class TcmuServing(Serving):
 
     def open(self, place: str, *, takes_over: bool) -> None:
         unit = LogicalUnit(
-            size=self.device.size,
-            writable=self.device.writable,
+            size=self.task.device.size,
+            writable=self.task.device.writable,
             wwn=self._target.wwn,
             serial=self._target.serial,
         )
@@ -70,7 +62,7 @@ class TcmuServing(Serving):
             # answered by halves, since answers are not in the order of the ring.
             configfs.block_device(self._target, True)
             configfs.reset_ring(self._target, 1)
-        self._server = RingServer(self.device, unit, self._uio)
+        self._server = RingServer(self.task.device, unit, self._uio)
         if takes_over:
             configfs.block_device(self._target, False)
 
@@ -84,6 +76,8 @@ class TcmuServing(Serving):
             nursery.cancel_scope.cancel()
 
     def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
         if self._uio is not None:
             self._uio.close()
 
@@ -96,12 +90,12 @@ class TcmuServing(Serving):
                 while self._has_lost_its_mount():
                     await trio.sleep(pause)
                     # A ``hybrid umount`` that is at work takes the disk away itself.
-                    if self._has_lost_its_mount() and not is_claimed(self.record):
-                        self.on_unmounted()
+                    if self._has_lost_its_mount() and not is_claimed(self.task.record):
+                        self.task.on_unmounted()
                         pause = min(2 * pause + 1, _MOST_SECONDS)
 
     def _has_lost_its_mount(self) -> bool:
-        record = read_record(self.record.directory)
+        record = read_record(self.task.record.directory)
         return bool(
             record
             and record.ready

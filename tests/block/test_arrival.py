@@ -6,7 +6,6 @@ Real arrivals are in test_arrival_guest.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import stat
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import trio
 import trio.testing
 
 from hybrid.block import arrival
-from hybrid.block.arrival import wait_for_disk, wait_until_gone
+from hybrid.block.arrival import wait_for_disk
 from hybrid.errors import PermissionNeededError, SystemSupportError, TimeoutExpiredError
 
 pytestmark = pytest.mark.skipif(
@@ -230,25 +229,3 @@ async def test_a_disk_that_may_not_be_opened(
     monkeypatch.setattr(os, "open", refused)
     with pytest.raises(PermissionNeededError, match="Operation not permitted"):
         await wait_for_disk(ADDRESS, 5)
-
-
-async def test_the_end_of_a_disk_is_waited_for(
-    machine: Machine, no_uevents: None, autojump_clock: trio.testing.MockClock
-) -> None:
-    async def go() -> None:
-        await trio.sleep(2)
-        shutil.rmtree(machine.scsi / ADDRESS)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(go)
-        await wait_until_gone(ADDRESS, 10)
-    assert 2 <= trio.current_time() <= 2.25
-    await wait_until_gone(ADDRESS, 0)
-
-
-async def test_a_disk_that_stays_is_an_error_in_time(
-    machine: Machine, no_uevents: None, autojump_clock: trio.testing.MockClock
-) -> None:
-    with pytest.raises(TimeoutExpiredError, match="still there"):
-        await wait_until_gone(ADDRESS, 5)
-    assert trio.current_time() == 5

@@ -27,7 +27,7 @@ from support.mounting import poll_until
 
 from hybrid.block import configfs
 from hybrid.block.configfs import Target
-from hybrid.block.netlink import PARAMETERS
+from hybrid.block.names import PARAMETERS
 from hybrid.block.server import RingServer
 from hybrid.block.teardown import take_down
 from hybrid.block.uio import Uio

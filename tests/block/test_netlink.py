@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hybrid.block import names, netlink
 from hybrid.block import netlink_codec as codec
 from hybrid.block.names import Target
-from hybrid.block.netlink import EventSocket, expects_answers, reset_module_netlink, serve_events
+from hybrid.block.netlink import EventSocket, expects_answers, serve_events
 from hybrid.block.netlink_codec import Event, EventKind
 from hybrid.errors import FormatError, SystemSupportError
 
@@ -221,22 +221,3 @@ async def test_only_a_device_that_wants_answers_is_listened_for(
             await serve_events(TARGET)
     else:
         await serve_events(TARGET)
-
-
-def test_the_way_out_unblocks_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netlink, "PARAMETERS", tmp_path / "parameters")
-    with pytest.raises(SystemSupportError, match="not loaded"):
-        reset_module_netlink()
-    (tmp_path / "parameters").mkdir()
-    written = []
-
-    def write(path: Path, token: str) -> None:
-        written.append((path.name, token))
-        if path.name == "reset_netlink":
-            raise SystemSupportError("no")
-
-    monkeypatch.setattr(netlink, "write_token", write)
-    monkeypatch.setattr(netlink, "_GO_ON_SECONDS", 0.0)
-    with pytest.raises(SystemSupportError, match="no"):
-        reset_module_netlink()
-    assert written == [("block_netlink", "1"), ("reset_netlink", "1"), ("block_netlink", "0")]

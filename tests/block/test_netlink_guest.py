@@ -19,10 +19,11 @@ import trio
 import trio.testing
 from support.live_target import MIB, exit_code, forked, leftovers, new_target
 from support.mounting import poll_until
+from support.netlink_reset import reset_module_netlink
 
 from hybrid.block import configfs, names
 from hybrid.block.configfs import Target
-from hybrid.block.netlink import EventSocket, reset_module_netlink, serve_events
+from hybrid.block.netlink import EventSocket, serve_events
 from hybrid.block.netlink_codec import Event, EventKind, decode_family, split_messages
 
 pytestmark = pytest.mark.guest

@@ -17,8 +17,7 @@ from support.mount_driver import opener
 from support.mounting import ImageMaker, poll_until
 
 from hybrid.block import configfs
-from hybrid.block.names import ROOT, Target
-from hybrid.block.netlink import PARAMETERS
+from hybrid.block.names import PARAMETERS, ROOT, Target
 from hybrid.block.netlink_codec import (
     FAMILY,
     decode_family,

@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 from support.mounting import ImageMaker, MountBench, poll_until
 
+from hybrid.block.names import Target, wwn_of
 from hybrid.cli.gc import command
 from hybrid.fuse.loop import backing_file
 from hybrid.mount.leftover import YOUNG_SECONDS, Leftover
@@ -353,14 +354,14 @@ RECORD = MountRecord(
     source="/dev/sda",
     ready=True,
 )
-EMPTY = Scene([], [], {}, frozenset(), OpenFiles())
+EMPTY = Scene([], [], {}, [], OpenFiles())
 
 
 @pytest.mark.parametrize(
     "entries", [[], [MountEntry(1, "8:0", "/mnt", "ext4", "/dev/sda", "ro")]], ids=["", "mounted"]
 )
 def test_a_dead_tcmu_mount_can_be_resumed(entries: list[MountEntry]) -> None:
-    scene = replace(EMPTY, targets=frozenset({RECORD.id}), entries=entries)
+    scene = replace(EMPTY, targets=[Target(RECORD.id, wwn_of(RECORD.id))], entries=entries)
     (left,) = judge_mount(MountStatus(RECORD, "dead", None), scene)
     assert "`hybrid resume 0123abcd`" in left.remedy
     assert "`hybrid umount 0123abcd`" in left.remedy
