@@ -11,10 +11,9 @@ import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from support.mounting import poll_until
+from support.live_target import disk_at
 
 from hybrid.block import configfs, names
 from hybrid.block.configfs import Target
@@ -112,11 +111,7 @@ class Disk:
     def export(self) -> int:
         """Open the disk, with direct I/O."""
         address = run_bounded("export", lambda: configfs.export(self.target), SECONDS)
-        block = Path("/sys/bus/scsi/devices") / address / "block"
-        poll_until(lambda: any(block.glob("sd*")), f"a disk at {address}")
-        node = Path("/dev") / next(block.glob("sd*")).name
-        poll_until(node.exists, str(node))
-        return os.open(node, os.O_RDWR | os.O_DIRECT)
+        return os.open(disk_at(address), os.O_RDWR | os.O_DIRECT)
 
     def remove(self) -> None:
         run_bounded("unexport", lambda: configfs.unexport(self.target), SECONDS)

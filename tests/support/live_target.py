@@ -72,6 +72,25 @@ def unit_of(target: Target) -> LogicalUnit:
     )
 
 
+def disk_at(address: str) -> Path:
+    """The node of the disk at a SCSI address, found without the code under test."""
+    block = Path("/sys/bus/scsi/devices") / address / "block"
+    poll_until(lambda: any(block.glob("sd*")), f"a disk at {address}")
+    (found,) = block.glob("sd*")
+    node = Path("/dev") / found.name
+    poll_until(lambda: _can_be_opened(node), f"{node}")
+    return node
+
+
+def _can_be_opened(node: Path) -> bool:
+    """The kernel makes the node a moment before the disk behind it answers (ENXIO till then)."""
+    try:
+        os.close(os.open(node, os.O_RDONLY))
+    except OSError:
+        return False
+    return True
+
+
 class LiveTarget:
     """A target with a handler of its own."""
 
@@ -86,13 +105,7 @@ class LiveTarget:
         return address
 
     def disk(self, address: str) -> Path:
-        """The disk, found here without the code under test."""
-        block = Path("/sys/bus/scsi/devices") / address / "block"
-        poll_until(lambda: any(block.glob("sd*")), f"a disk at {address}")
-        (found,) = block.glob("sd*")
-        node = Path("/dev") / found.name
-        poll_until(node.exists, f"{node}")
-        return node
+        return disk_at(address)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
