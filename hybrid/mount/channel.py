@@ -40,6 +40,11 @@ class Ready:
     options: str
     notice: str
     mounts_files: bool
+    can_be_written: bool = True
+    """Whether the file system is of a kind that can."""
+    lacks_journal: bool = False
+    wants_check: bool = False
+    """See ``DetectedFilesystem``."""
 
 
 class ParentEnd:

@@ -11,7 +11,7 @@ import signal
 
 from hybrid.errors import BusyError, TimeoutExpiredError
 from hybrid.mount.front import Front, front_of
-from hybrid.mount.last_flush import check_not_stopped, failure_of, wait_for_end
+from hybrid.mount.last_flush import check_not_stopped, failure_of, wait_flushed
 from hybrid.mount.mountinfo import read_mountinfo, top_mount
 from hybrid.mount.paths import is_mounted
 from hybrid.mount.state import MountRecord, claim, remove_directory
@@ -47,7 +47,7 @@ def _detach(record: MountRecord, lazy: bool) -> bool:
         if lazy and record.server.is_alive():
             return False
         if record.writable:
-            wait_for_end(record)
+            wait_flushed(record)
     failure = failure_of(record)
     if not record.has_ended():
         force_end(record)

@@ -93,7 +93,7 @@ class Waiting:
             logger.info("%s (%d s until now)", what, self.seconds)
 
 
-def wait_for_end(record: MountRecord, silent_seconds: float = _SILENT_SECONDS) -> None:
+def wait_flushed(record: MountRecord, silent_seconds: float = _SILENT_SECONDS) -> None:
     """Return when the server, which nobody needs any more, has flushed and ended.
 
     Raises BusyError if it is stopped, and TimeoutExpiredError if it lives on and does not say that

@@ -28,7 +28,7 @@ from hybrid.core.device import Device
 from hybrid.errors import HybridError
 from hybrid.mount import control
 from hybrid.mount.channel import Ready, ServerEnd
-from hybrid.mount.filesystems import HEAD_BYTES, detect
+from hybrid.mount.filesystems import HEAD_BYTES, DetectedFilesystem, detect
 from hybrid.mount.io_flusher import become_io_flusher
 from hybrid.mount.last_flush import flush_and_close
 from hybrid.mount.origin import OpenDevice
@@ -37,6 +37,7 @@ from hybrid.mount.state import MountRecord, remove_directory
 
 _CLOSE_SECONDS = 5.0
 _UNDO_SECONDS = 1.0
+_NOTHING = DetectedFilesystem("", ())
 
 logger = logging.getLogger(__name__)
 
@@ -207,17 +208,24 @@ class MountServer:
 
 async def _describe(device: Device, size: int) -> Ready:
     """Find the file system here, in the server: the parent need not read the disk for it."""
-    found = detect(await device.pread(0, min(HEAD_BYTES, device.size)))
+    # What a crashed user of the upper left, its file system may not know of.
+    was_clean: bool = getattr(device, "was_clean", True)
+    found = detect(await device.pread(0, min(HEAD_BYTES, device.size))) or _NOTHING
+    writable = device.writable
     return Ready(
         size=size,
         digest=getattr(device, "digest", ""),
         identity=device.identity(),
-        writable=device.writable,
-        fstype=found.fstype if found else "",
-        drivers=list(found.drivers) if found else [],
-        options=found.options if found else "",
-        notice=found.notice if found else "",
-        mounts_files=bool(found and found.mounts_files),
+        writable=writable,
+        fstype=found.fstype,
+        # A journal may be added, which ext4's driver knows about whatever the version.
+        drivers=["ext4", *found.drivers] if found.is_ext and writable else list(found.drivers),
+        options=found.writing_options if writable else found.options,
+        notice="" if writable else found.notice,
+        mounts_files=found.mounts_files and not writable,
+        can_be_written=found.can_be_written,
+        lacks_journal=found.lacks_journal,
+        wants_check=found.wants_check or (found.is_ext and not was_clean),
     )
 
 
