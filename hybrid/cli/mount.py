@@ -77,7 +77,7 @@ def command(
     origin = ImageOrigin.of_command(image, platform, insecure, config)
     changes = plan_changes(origin.image, upper, parse_size(size)) if rw else None
     if changes:
-        origin = origin.written_to(changes.directory, changes.size)
+        origin = origin.written_to(changes)
     settings = origin.load_settings()
     record = attach(
         MountRequest(

@@ -112,8 +112,6 @@ class _Attachment:
                 failure = self._explain(error)
                 self._undo()
             raise failure from error.__cause__
-        if self._request.changes:
-            self._request.changes.place.release()
         channel.close()
         return recorder.record
 

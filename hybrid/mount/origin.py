@@ -18,6 +18,7 @@ from hybrid.core.reference import (
     parse_image,
 )
 from hybrid.errors import NotFoundError
+from hybrid.mount.upper_place import Changes, UpperPlace
 
 OpenDevice = Callable[[], Awaitable[Device]]
 """Opens the disk; called once, in the server process, inside its trio run."""
@@ -50,6 +51,8 @@ class ImageOrigin:
     """The directory for the changes; "": the upper that the image's config file names."""
     size: int = 0
     """Bytes that the disk shall have at least; 0: as it is."""
+    token: str = ""
+    """Of the command that makes the upper."""
     environment: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -69,9 +72,13 @@ class ImageOrigin:
         place = str(_absolute(config)) if config else ""
         return cls(str(reference), platform, insecure, place, environment=environment)
 
-    def written_to(self, upper: Path | None, size: int) -> ImageOrigin:
-        """The same image to be written to, with its changes in ``upper`` (None: in its own)."""
-        return replace(self, writable=True, upper=str(upper or ""), size=size)
+    def written_to(self, changes: Changes) -> ImageOrigin:
+        """The same image to be written to."""
+        place = changes.place
+        if not isinstance(place, UpperPlace):
+            return replace(self, writable=True, size=changes.size)
+        upper = str(place.directory)
+        return replace(self, writable=True, upper=upper, size=changes.size, token=place.token)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], digest: str) -> ImageOrigin:

@@ -9,7 +9,6 @@ DATA is $HYBRID_DATA_DIR if set, /var/lib/hybrid for root, $XDG_DATA_HOME/hybrid
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ from pathlib import Path
 from hybrid.config import load_image_config
 from hybrid.core.reference import ConfigReference, parse_image
 from hybrid.core.storage import storage_error
-from hybrid.core.upper_directory import destroy
-from hybrid.errors import BusyError, UsageError
+from hybrid.core.upper_directory import UpperDirectory, destroy
+from hybrid.errors import HybridError, NotFoundError, UsageError
 
-_ID_BYTES = 4
+_TOKEN_BYTES = 4
 
 
 def data_root() -> Path:
@@ -35,47 +34,33 @@ def data_root() -> Path:
     return (Path(home) if home else Path.home() / ".local" / "share") / "hybrid"
 
 
-def new_upper() -> Path:
-    """A name for a directory that nobody has yet."""
-    return data_root() / "uppers" / secrets.token_hex(_ID_BYTES)
-
-
 class Place:
     """What a mount needs to have made for its changes. This one: nothing, it is there already."""
 
     def make(self) -> None:
-        """Raises BusyError, UsageError, and what writing raises."""
+        """Raises UsageError, and what writing raises."""
 
     def take_back(self) -> None:
         """The mount did not come to be, and nobody uses the place any more."""
-
-    def release(self) -> None:
-        """The mount stands."""
 
 
 class UpperPlace(Place):
     """One directory, made if it is absent, and put back as it was if the mount does not come to be.
 
-    From ``make`` on until ``release`` no other command can have it as a place.
+    ``token`` is stored with a layer that is made in it: so one that another command makes at the
+    same time is not taken for ours.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, token: str) -> None:
         self.directory = directory
+        self.token = token
         self._made: list[Path] = []
         self._was_empty = False
-        self._lock = -1
 
     def make(self) -> None:
         try:
             self._make_directories()
-            self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._was_empty = not os.listdir(self.directory)
-        except BlockingIOError as error:
-            self.release()
-            raise BusyError(
-                f"another command is at work on {self.directory}", hint="wait for it"
-            ) from error
         except NotADirectoryError as error:
             raise UsageError(f"{self.directory} is no directory") from error
         except OSError as error:
@@ -89,22 +74,23 @@ class UpperPlace(Place):
             missing.append(directory)
             directory = directory.parent
         for directory in reversed(missing):
-            directory.mkdir(mode=0o700)
+            directory.mkdir(mode=0o700, exist_ok=True)
             self._made.append(directory)
 
     def take_back(self) -> None:
-        """Remove what was not there before."""
-        if self._was_empty:
+        if self._was_empty and self._is_ours():
             destroy(self.directory, keep_directory=True)
         for directory in reversed(self._made):
             with contextlib.suppress(OSError):
                 directory.rmdir()
-        self.release()
 
-    def release(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+    def _is_ours(self) -> bool:
+        try:
+            return UpperDirectory(self.directory).manifest.origin.get("token") == self.token
+        except NotFoundError:
+            return True  # our server ended before it had finished
+        except HybridError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -116,11 +102,6 @@ class Changes:
     size: int = 0
     """Bytes that the disk shall have, and its file system fill; 0: as they are."""
     place: Place = field(default_factory=Place)
-
-    @property
-    def directory(self) -> Path | None:
-        """None if the changes go to an upper that a config names."""
-        return self.place.directory if isinstance(self.place, UpperPlace) else None
 
     def check_outside(self, mountpoint: Path) -> None:
         """Raises UsageError if the changes of a mount were to be kept in the mounted tree."""
@@ -147,5 +128,6 @@ def plan_changes(image: str, upper: Path | None, size: int) -> Changes:
                     hint="mount it without --upper",
                 )
             return Changes(os.path.abspath(own.data), size)
-    directory = upper.absolute() if upper is not None else new_upper()
-    return Changes(str(directory), size, UpperPlace(directory))
+    token = secrets.token_hex(_TOKEN_BYTES)
+    directory = data_root() / "uppers" / token if upper is None else upper.absolute()
+    return Changes(str(directory), size, UpperPlace(directory, token))
