@@ -15,6 +15,7 @@
       MountPointError      12   the mount point is missing or no directory
       StorageFullError     13   no space left for what must be written
       TimeoutExpiredError  14   a server process did not answer in time
+      StorageFailedError   15   a disk of this machine failed to keep or to give back its data
 
 Every error is one line for the user: what failed, where, and (``hint``) what to do about it.
 Errors become errno only in the front ends (``hybrid.fuse``, ``hybrid.block``), and HTTP statuses
@@ -101,6 +102,10 @@ class StorageFullError(HybridError):
 
 class TimeoutExpiredError(HybridError):
     exit_code = 14
+
+
+class StorageFailedError(HybridError):
+    exit_code = 15
 
 
 def encode_error(error: HybridError) -> dict[str, str]:

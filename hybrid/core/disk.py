@@ -12,6 +12,7 @@ from hybrid.core.device import SECTOR, Buffer, Device, check_range
 from hybrid.core.layer import Layer
 from hybrid.core.lsmt import ZEROS, Extent
 from hybrid.core.stream import ZFileStream
+from hybrid.errors import UnsupportedError
 
 _ZERO_BYTES = bytes(1 << 20)
 _INLINE_EXTENTS = 128
@@ -34,7 +35,26 @@ class LayeredDevice(Device):
             layer.segments = None  # the merged index has all of it
         sizes = [layer.record.virtual_size for layer in layers if layer.record.virtual_size]
         self.size = -(-(sizes[-1] if sizes else 0) // SECTOR) * SECTOR
-        self._files = list(reversed(self.layers))  # as the tags count
+        self._files = tuple(reversed(self.layers))  # as the tags count
+
+    def check_room(self) -> None:
+        """Raises UnsupportedError if there is no room for another layer."""
+        if len(self.layers) >= lsmt.MAX_LAYERS:
+            raise UnsupportedError(
+                f"{self.name} has {len(self.layers)} layers, and cannot have more",
+                hint="`hybrid commit` or `hybrid layer merge` makes one of several",
+            )
+
+    def push(self, layer: Layer) -> None:
+        """Put a layer on top of the others. Requests that wait are answered as before it.
+
+        The size of the disk stays. Raises UnsupportedError for more than 255 layers.
+        """
+        self.check_room()
+        self.segments = lsmt.restack(layer.segments or lsmt.SegmentMap(), self.segments)
+        layer.segments = None
+        self.layers.append(layer)
+        self._files = (layer, *self._files)
 
     def pread_nowait(self, offset: int, length: int) -> Buffer | None:
         parts = self.read_parts_nowait(offset, length)
@@ -52,7 +72,7 @@ class LayeredDevice(Device):
         parts: list[Buffer] = []
         for source, where, size in extents:
             if source == ZEROS:
-                parts.extend(_zeros(size))
+                parts.extend(zeros(size))
             else:
                 found = self._files[source].parts_nowait(where, size)
                 if found is None:
@@ -64,39 +84,18 @@ class LayeredDevice(Device):
         check_range(offset, length, self.size, self.name)
         if not length:
             return b""
-        extents = self.segments.extents(offset, length)
+        extents, files = self.segments.extents(offset, length), self._files
         parts: list[list[Buffer]] = []
         missing: list[int] = []
         for number, extent in enumerate(extents):
             if number % _INLINE_EXTENTS == _INLINE_EXTENTS - 1:
                 await trio.lowlevel.checkpoint()
-            found = self._parts_nowait(extent)
+            found = _parts_nowait(extent, files)
             parts.append(found or [])
             if found is None:
                 missing.append(number)
-        await self._fetch(extents, missing, parts)
+        await _fetch(extents, files, missing, parts)
         return b"".join(part for found in parts for part in found)
-
-    async def _fetch(
-        self, extents: list[Extent], missing: list[int], parts: list[list[Buffer]]
-    ) -> None:
-        """Fill in what was not at hand, a few extents at a time."""
-        waiting = iter(missing)
-
-        async def work() -> None:
-            for number in waiting:
-                source, offset, length = extents[number]
-                parts[number] = await self._files[source].parts(offset, length)
-
-        if len(missing) == 1:
-            await work()
-        elif missing:
-            try:
-                async with trio.open_nursery() as nursery:
-                    for _ in range(min(_PARALLEL_EXTENTS, len(missing))):
-                        nursery.start_soon(work)
-            except BaseExceptionGroup as group:
-                raise first_error(group) from group
 
     def identity(self) -> str:
         """A hex digest that differs for another disk: of indexes, sizes and uuids of all layers.
@@ -123,13 +122,36 @@ class LayeredDevice(Device):
         for layer in self.layers:
             await layer.aclose()
 
-    def _parts_nowait(self, extent: Extent) -> list[Buffer] | None:
-        if extent.source == ZEROS:
-            return _zeros(extent.length)
-        return self._files[extent.source].parts_nowait(extent.offset, extent.length)
+
+async def _fetch(
+    extents: list[Extent], files: tuple[Layer, ...], missing: list[int], parts: list[list[Buffer]]
+) -> None:
+    """Fill in what was not at hand, a few extents at a time."""
+    waiting = iter(missing)
+
+    async def work() -> None:
+        for number in waiting:
+            source, offset, length = extents[number]
+            parts[number] = await files[source].parts(offset, length)
+
+    if len(missing) == 1:
+        await work()
+    elif missing:
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(min(_PARALLEL_EXTENTS, len(missing))):
+                    nursery.start_soon(work)
+        except BaseExceptionGroup as group:
+            raise first_error(group) from group
 
 
-def _zeros(length: int) -> list[Buffer]:
+def _parts_nowait(extent: Extent, files: tuple[Layer, ...]) -> list[Buffer] | None:
+    if extent.source == ZEROS:
+        return zeros(extent.length)
+    return files[extent.source].parts_nowait(extent.offset, extent.length)
+
+
+def zeros(length: int) -> list[Buffer]:
     """Buffers of ``length`` zero bytes in all, without making new ones."""
     whole, rest = divmod(length, len(_ZERO_BYTES))
     parts: list[Buffer] = [_ZERO_BYTES] * whole

@@ -16,6 +16,7 @@ from hybrid.config import (
     GlobalConfig,
     ImageConfig,
     LowerConfig,
+    UpperConfig,
     load_image_config,
     local_layer_path,
     local_layer_paths,
@@ -32,6 +33,7 @@ from hybrid.core.manifest import (
     select_platform,
 )
 from hybrid.core.opening import open_layer
+from hybrid.core.pair import open_pair
 from hybrid.core.platforms import Platform, host_platform, parse_platform
 from hybrid.core.recognize import RECOGNIZE_BYTES, unannotated_image
 from hybrid.core.reference import (
@@ -68,6 +70,8 @@ class ImageRequest:
     image: str
     config: GlobalConfig
     platform: str = ""
+    without_upper: bool = False
+    """Of a config file with a writable layer: open what is below that."""
     insecure: bool = False
     """Do not verify the certificate of this image's registry, and allow plain HTTP."""
 
@@ -84,6 +88,9 @@ class BlobPlan:
     name: str
     """Digest or path."""
     open: Callable[[], Awaitable[Source]]
+    """For a layer in one blob."""
+    open_pair: Callable[[], Layer] | None = None
+    """For a writable layer, which has two files."""
     media_type: str = ""
     fs_type: str = ""
 
@@ -109,6 +116,10 @@ class Image(LayeredDevice):
         self.plan = plan
         self.digest = plan.digest
         self._stack = AsyncExitStack()
+
+    def push(self, layer: Layer) -> None:
+        super().push(layer)
+        self._stack.push_async_callback(layer.aclose)
 
     def closes(self, stack: AsyncExitStack) -> None:
         """From now on, closing the image closes what is on this stack (sources, connections)."""
@@ -218,7 +229,10 @@ async def _plan(
         raise unannotated_image(name, first_bytes)
     layers = tuple(
         BlobPlan(
-            layer.digest, _opener(source, layer.digest, layer.size), layer.media_type, layer.fs_type
+            layer.digest,
+            _opener(source, layer.digest, layer.size),
+            media_type=layer.media_type,
+            fs_type=layer.fs_type,
         )
         for layer in overlaybd_layers(manifest, name)
     )
@@ -245,13 +259,11 @@ def _opener(
 
 async def _resolve_config(request: ImageRequest, path: Path, stack: AsyncExitStack) -> ImagePlan:
     config = load_image_config(path)
-    if config.upper is not None:
-        raise UnsupportedError(
-            f"{path} has a writable upper layer: these are not supported yet",
-            hint="remove 'upper' to read the lowers alone",
-        )
     lowers = config.data_lowers
-    if not lowers:
+    upper = None if request.without_upper else config.upper
+    if upper is not None and (upper.target or upper.gzip_index):
+        raise UnsupportedError(f"{path}: upper: TurboOCI layers are not supported yet")
+    if not lowers and upper is None:
         raise UnsupportedError(f"{path} has no layer with data")
     for number, lower in enumerate(lowers):
         if lower.is_turbo:
@@ -267,6 +279,8 @@ async def _resolve_config(request: ImageRequest, path: Path, stack: AsyncExitSta
     plans = tuple(
         _lower_plan(config, lower, file, remote) for lower, file in zip(lowers, local, strict=True)
     )
+    if upper is not None:
+        plans = (*plans, _upper_plan(upper))
     return ImagePlan(str(path), "", plans, remote=remote)
 
 
@@ -318,6 +332,13 @@ def _lower_plan(
     return BlobPlan(lower.digest if file is None else file.name, open_blob)
 
 
+def _upper_plan(upper: UpperConfig) -> BlobPlan:
+    async def open_blob() -> Source:
+        return FileSource(upper.data)
+
+    return BlobPlan(str(upper.data), open_blob, lambda: open_pair(upper.data, upper.index))
+
+
 async def _open_remote(
     request: ImageRequest,
     ref: RegistryReference,
@@ -336,10 +357,8 @@ async def _open_layers(plan: ImagePlan, stack: AsyncExitStack) -> list[Layer]:
 
     async def open_one(number: int) -> None:
         async with limit:
-            source = await plan.layers[number].open()
-            stack.push_async_callback(source.aclose)
-            layer = await open_layer(source)
-            if isinstance(source, FileSource):
+            layer = await _open_blob(plan.layers[number], stack)
+            if isinstance(layer.source, FileSource):
                 await layer.check_head()
             layers[number] = layer
 
@@ -350,6 +369,16 @@ async def _open_layers(plan: ImagePlan, stack: AsyncExitStack) -> list[Layer]:
     except BaseExceptionGroup as group:
         raise first_error(group) from group
     return [layer for layer in layers if layer is not None]
+
+
+async def _open_blob(plan: BlobPlan, stack: AsyncExitStack) -> Layer:
+    if plan.open_pair is not None:
+        layer = plan.open_pair()
+        stack.push_async_callback(layer.aclose)
+        return layer
+    source = await plan.open()
+    stack.push_async_callback(source.aclose)
+    return await open_layer(source)
 
 
 def _describe_layer(plan: BlobPlan, layer: Layer) -> dict[str, Any]:

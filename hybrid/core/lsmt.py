@@ -58,11 +58,12 @@ ZEROS = -1
 """The source of an Extent that reads as zeros."""
 
 _RECORD = struct.Struct("<24sIIQQQ37s37sHBB256s")
+_ENTRY = struct.Struct("<QQ")
 _INVALID = ((1 << 50) - 1).to_bytes(8, "little") + bytes(8)
 _OFFSET_BITS = 50
 _OFFSET_MASK = (1 << 50) - 1
-_MOFFSET_MASK = (1 << 55) - 1
-_ZEROED = 1 << 55
+MOFFSET_MASK = (1 << 55) - 1
+ZEROED = 1 << 55
 _TAG_SHIFT = 56
 _LOCATION_MASK = (1 << 56) - 1
 
@@ -140,6 +141,21 @@ def parse_trailer(block: Buffer, name: str, file_size: int) -> LayerRecord:
     return record
 
 
+def parse_index_header(block: Buffer, name: str) -> LayerRecord:
+    """Parse the 4096 bytes at the start of the index file of a writable layer.
+
+    Raises FormatError (spec: lsmt 8.5).
+    """
+    record = _parse_record(block, name, "header")
+    if record.flags & (FLAG_HEADER | FLAG_DATA | FLAG_SEALED) != FLAG_HEADER:
+        raise FormatError(f"{name}: LSMT header is not that of the index of a writable layer")
+    if record.index_offset != BLOCK:
+        raise FormatError(f"{name}: LSMT index begins at {record.index_offset}, not at {BLOCK}")
+    if record.virtual_size > _OFFSET_MASK * SECTOR:
+        raise FormatError(f"{name}: impossible virtual size {record.virtual_size}")
+    return record
+
+
 def _parse_record(block: Buffer, name: str, what: str) -> LayerRecord:
     if len(block) != BLOCK:
         raise FormatError(f"{name}: LSMT {what} is cut off: {len(block)} of {BLOCK} bytes")
@@ -192,7 +208,7 @@ class SegmentMap:
     def __iter__(self) -> Iterator[Segment]:
         for start, end, location in zip(self.starts, self.ends, self.locations, strict=True):
             yield Segment(
-                start, end - start, location & _MOFFSET_MASK, bool(location & _ZEROED),
+                start, end - start, location & MOFFSET_MASK, bool(location & ZEROED),
                 location >> _TAG_SHIFT,
             )  # fmt: skip
 
@@ -226,11 +242,11 @@ class SegmentMap:
                 end = min(ends[number] * SECTOR, stop)
                 location = locations[number]
                 number += 1
-                if location & _ZEROED:
+                if location & ZEROED:
                     source, where = ZEROS, 0
                 else:
                     source = location >> _TAG_SHIFT
-                    where = (location & _MOFFSET_MASK) * SECTOR + position - begin
+                    where = (location & MOFFSET_MASK) * SECTOR + position - begin
             _append_extent(extents, source, where, end - position)
             position = end
         return extents
@@ -250,11 +266,7 @@ def parse_index(raw: Buffer, record: LayerRecord, name: str) -> SegmentMap:
 
     Padding entries are dropped wherever they stand, as are empty ones; tags on disk are ignored.
     """
-    words = array("Q")
-    words.frombytes(raw)
-    if sys.byteorder == "big":
-        words.byteswap()
-    word0, word1 = _select(words[0::2], words[1::2], lambda w: w & _OFFSET_MASK != _OFFSET_MASK)
+    word0, word1 = read_entries(raw)
     _check_locations(word0, word1, record.index_offset // SECTOR, name)
     word0, word1 = _select(word0, word1, lambda w: w >> _OFFSET_BITS)
     found = SegmentMap()
@@ -269,6 +281,20 @@ def parse_index(raw: Buffer, record: LayerRecord, name: str) -> SegmentMap:
             f"begins at {start}"
         )
     return found
+
+
+def read_entries(raw: Buffer) -> tuple[array[int], array[int]]:
+    """First and second words of all entries (16 bytes each) that are no padding."""
+    words = array("Q")
+    words.frombytes(raw)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return _select(words[0::2], words[1::2], lambda w: w & _OFFSET_MASK != _OFFSET_MASK)
+
+
+def split_entry(word0: int) -> tuple[int, int]:
+    """First sector, and sectors, of an entry by its first word."""
+    return word0 & _OFFSET_MASK, word0 >> _OFFSET_BITS
 
 
 def _select(
@@ -297,8 +323,8 @@ def _check_locations(
     """Every entry must lie between the header and the index, in sectors of the file."""
     data_begin = BLOCK // SECTOR
     for word0, word1 in zip(words0, words1, strict=True):
-        begin = word1 & _MOFFSET_MASK
-        end = begin if word1 & _ZEROED else begin + (word0 >> _OFFSET_BITS)
+        begin = word1 & MOFFSET_MASK
+        end = begin if word1 & ZEROED else begin + (word0 >> _OFFSET_BITS)
         if begin < data_begin or end > data_end:
             raise FormatError(
                 f"{name}: LSMT entry for sector {word0 & _OFFSET_MASK} points to sectors "
@@ -325,6 +351,13 @@ def merge(layers: Sequence[SegmentMap], name: str = "image") -> SegmentMap:
         pairs = [_overlay(stack[i], stack[i + 1]) for i in range(0, len(stack) - 1, 2)]
         stack = pairs + stack[len(stack) - len(stack) % 2 :]
     return stack[0] if stack else SegmentMap()
+
+
+def restack(upper: SegmentMap, lower: SegmentMap) -> SegmentMap:
+    """A merged index with one more layer on top, which becomes file number 0."""
+    moved = SegmentMap(lower.starts, lower.ends)
+    moved.locations.extend(location + (1 << _TAG_SHIFT) for location in lower.locations)
+    return _overlay(upper.with_tag(0), moved)
 
 
 def _overlay(upper: SegmentMap, lower: SegmentMap) -> SegmentMap:
@@ -370,7 +403,7 @@ def _fill(merged: SegmentMap, lower: SegmentMap, first: int, begin: int, end: in
     cut = begin - merged.starts[head]
     if cut > 0:
         merged.starts[head] = begin
-        if not merged.locations[head] & _ZEROED:
+        if not merged.locations[head] & ZEROED:
             merged.locations[head] += cut
     merged.ends[-1] = min(merged.ends[-1], end)
     return last - 1
@@ -435,7 +468,11 @@ class LayerWriter:
         padding = -count % (BLOCK // ENTRY_SIZE)
         if count + padding > MAX_ENTRIES:
             raise UnsupportedError(f"layer of {count} entries: readers accept {MAX_ENTRIES}")
-        index = b"".join(_pack_entry(*entry) for entry in self._entries) + _INVALID * padding
+        entries = [
+            pack_entry(offset, length, moffset | (ZEROED if zeroed else 0))
+            for offset, length, moffset, zeroed in self._entries
+        ]
+        index = b"".join(entries) + _INVALID * padding
         trailer = self._record(FLAG_DATA | FLAG_SEALED, self._position * SECTOR, count + padding)
         return index + trailer
 
@@ -460,15 +497,24 @@ class LayerWriter:
         self._entries.append((sector, count, moffset, zeroed))
 
     def _record(self, flags: int, index_offset: int, index_size: int) -> bytes:
-        uuid, parent_uuid = (
-            (text or NO_UUID).upper().encode() for text in (self._uuid, self._parent_uuid)
-        )
-        return _RECORD.pack(
-            MAGIC, _RECORD.size, flags, index_offset, index_size, self._virtual_size,
-            uuid, parent_uuid, 0, 1, 1, self._user_tag,
-        ).ljust(BLOCK, b"\0")  # fmt: skip
+        record = LayerRecord(
+            flags, index_offset, index_size, self._virtual_size, self._uuid, self._parent_uuid,
+            self._user_tag,
+        )  # fmt: skip
+        return pack_record(record)
 
 
-def _pack_entry(offset: int, length: int, moffset: int, zeroed: bool) -> bytes:
-    word1 = moffset | (_ZEROED if zeroed else 0)
-    return struct.pack("<QQ", offset | length << _OFFSET_BITS, word1)
+def pack_record(record: LayerRecord) -> bytes:
+    """A header or trailer, BLOCK bytes."""
+    uuid, parent_uuid = (
+        (text or NO_UUID).upper().encode() for text in (record.uuid, record.parent_uuid)
+    )
+    return _RECORD.pack(
+        MAGIC, _RECORD.size, record.flags, record.index_offset, record.index_size,
+        record.virtual_size, uuid, parent_uuid, 0, 1, 1, record.user_tag,
+    ).ljust(BLOCK, b"\0")  # fmt: skip
+
+
+def pack_entry(offset: int, length: int, location: int) -> bytes:
+    """An entry of ``length`` (at most MAX_LENGTH) sectors; ``location`` is its second word."""
+    return _ENTRY.pack(offset | length << _OFFSET_BITS, location)

@@ -71,6 +71,9 @@ class FileSource(Source):
         return self.pread_nowait(offset, length)
 
     async def aclose(self) -> None:
+        self.close()
+
+    def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import stat
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -278,3 +279,34 @@ def segments_of(path: Path) -> Segments:
         offset, length, moffset, zeroed, tag = map(int, line.split())
         found.append((offset, length, moffset, zeroed, tag))
     return Segments(vsize, found)
+
+
+def writable_copy(directory: str, config: str, target: Path) -> Path:
+    """A copy, to be written to, of the config of an image with a writable layer and of that layer.
+
+    Its lowers are linked. Returns the path of the config in ``target``.
+    """
+    folder = tree() / directory
+    found = json.loads((folder / config).read_text())
+    for lower in found["lowers"]:
+        (target / lower["file"]).symlink_to(folder / lower["file"])
+    for name in (found["upper"]["data"], found["upper"]["index"]):
+        copy_writable(folder, name, target)
+    shutil.copy(folder / config, target / config)
+    return target / config
+
+
+def copy_writable(folder: Path, name: str, target: Path) -> None:
+    """One file of a writable layer, wherever the archive keeps it; holes are holes again."""
+    stem = name.removesuffix(".data").removesuffix(".index")
+    archives = [folder / f"{name}.sparse.tar.zst", folder / f"{stem}.sparse.tar.zst"]
+    archive = next((path for path in archives if path.exists()), None)
+    if (folder / name).exists():
+        shutil.copy(folder / name, target / name)
+    elif (folder / f"{name}.zst").exists():
+        with zstandard.open(folder / f"{name}.zst", "rb") as packed:
+            (target / name).write_bytes(packed.read())
+    else:
+        assert archive is not None, name
+        with zstandard.open(archive, "rb") as packed:
+            subprocess.run(["tar", "-xSf", "-", "-C", target, name], input=packed.read(), check=True)

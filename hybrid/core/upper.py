@@ -1,0 +1,435 @@
+"""The append-only writable layer on disk: crash-safe, and near its live data in size.
+
+Codec: ``upper_log`` (spec: lsmt 8). What is promised, and how it is kept:
+
+* **A write is whole or absent after a crash.** Data is appended, never overwritten. The index file
+  gets an entry only after the data is on stable storage.
+* **What a flush has confirmed is there after any crash.** ``flush`` synchronises data, then
+  appends entries and synchronises those.
+* **What was acknowledged survives the death of the process**, since the kernel has it: the
+  ``unflushed`` file lists it for the next process. After a restart of the system it is ignored.
+* **Space comes back.** What was overwritten or discarded is punched out of the data file, but only
+  after the flush that made its successor durable; the log is rewritten when it is mostly history.
+* **A failed synchronisation is final** (``broken``): the kernel may have dropped what it could not
+  write, so that a later success would mean nothing. The layer can be opened again.
+
+Concurrency: all methods run in one thread, that of the trio run, except for what ``flush`` hands to
+a thread: synchronising, punching, and writing a new log. One flush runs at a time. Writes go on
+meanwhile; their entries wait in ``_pending`` for the next flush. No method but ``flush`` awaits.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid as uuids
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from hybrid.core import lsmt, upper_log
+from hybrid.core.device import SECTOR, Buffer
+from hybrid.core.lsmt import ENTRY_SIZE, MAX_LENGTH, ZEROED, LayerRecord
+from hybrid.core.pair import read_pair_record
+from hybrid.core.reclaim import Reclaimer
+from hybrid.core.storage import Storage, StoredFile
+from hybrid.core.unflushed import UnflushedFile, unflushed_path
+from hybrid.core.upper_log import LOG_BEGIN, Entry
+from hybrid.core.writable_map import WritableMap
+from hybrid.errors import (
+    HybridError,
+    StorageFailedError,
+    StorageFullError,
+    UnsupportedError,
+)
+
+logger = logging.getLogger("hybrid.core")
+
+_ALIGNMENT = 4096
+"""Writes of at least this size begin at a multiple of it, so that their space can be freed."""
+_MIN_HISTORY = 4096
+"""Entries of a log that are not worth rewriting it."""
+_RESERVE = 1 << 16
+"""Bytes of the index file that are reserved at a time."""
+_SLACK = 1 << 20
+"""Bytes on the disk beyond the live data that are not worth looking for at opening."""
+
+MAX_PENDING = 1 << 14
+"""Entries that should not wait for a flush any longer: it bounds memory and the loss of a crash."""
+
+
+def create_pair(
+    storage: Storage, data: Path, index: Path, virtual_size: int, *, parent_uuid: str = ""
+) -> None:
+    """Make the two files of an empty writable layer, durably. Raises BusyError if they exist."""
+    record = LayerRecord(0, 0, 0, virtual_size, str(uuids.uuid4()), parent_uuid, b"")
+    made: list[Path] = []
+    try:
+        for path, header in ((data, upper_log.data_header), (index, upper_log.index_header)):
+            file = storage.create(path)
+            made.append(path)
+            try:
+                file.write(0, header(record))
+                file.sync()
+            finally:
+                file.close()
+        for directory in {data.parent, index.parent}:
+            storage.sync_directory(directory)
+    except HybridError:
+        for path in made:
+            storage.remove(path)
+        raise
+
+
+class Upper:
+    """An open writable layer. Sectors are those of the disk, unless a name says otherwise."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        data: StoredFile,
+        index: StoredFile,
+        unflushed: UnflushedFile,
+        record: LayerRecord,
+        segments: WritableMap,
+    ) -> None:
+        self.record = record
+        self.segments = segments
+        self.name = str(data.path)
+        self.broken: HybridError | None = None
+        """Why nothing more can be written, if so."""
+        self._storage = storage
+        self._data = data
+        self._index = index
+        self._log_end = LOG_BEGIN
+        self._end = -(-data.size() // SECTOR) * SECTOR
+        """Where the next write goes in the data file, in bytes."""
+        self._reserved = 0
+        """End of the space in the index file that is certain, in bytes."""
+        self._flying = 0
+        """Entries that a flush is storing."""
+        self._pending: list[Entry] = []
+        self._dead: list[tuple[int, int]] = []
+        """Ranges of the data file (sectors) whose successors are in ``_pending``."""
+        self._freed: list[tuple[int, int]] = []
+        """Ranges (bytes) that may be punched, but for a hold."""
+        self._holds = 0
+        self._reclaimer = Reclaimer()
+        self._unflushed = unflushed
+        self._flushing = trio.Lock()
+
+    @property
+    def virtual_size(self) -> int:
+        """Bytes of the disk; 0: that of the layer below."""
+        return self.record.virtual_size
+
+    @property
+    def wants_flush(self) -> bool:
+        """Whether so much is unflushed that the next write had better flush first."""
+        return len(self._pending) >= MAX_PENDING
+
+    def stats(self) -> dict[str, int]:
+        return {
+            "upper_segments": len(self.segments),
+            "upper_bytes_used": self._data.used() + self._index.used(),
+            "upper_unflushed": len(self._pending),
+        }
+
+    # --- reading and writing
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the data file, where ``segments`` says that they are."""
+        return self._data.read(offset, length)
+
+    def write(self, sector: int, data: Buffer) -> None:
+        """Map ``data`` (whole sectors, at most 4 MiB) at ``sector``.
+
+        Raises StorageFullError, and what broke the layer; nothing has changed then.
+        """
+        if self.broken is not None:
+            raise self.broken
+        position = self._end
+        if len(data) >= _ALIGNMENT:
+            position += -position % _ALIGNMENT
+        self._data.write(position, data)
+        self._note(sector, len(data) // SECTOR, position // SECTOR)
+        if position > self._end:
+            self._dead.append((self._end // SECTOR, (position - self._end) // SECTOR))
+        self._end = position + len(data)
+
+    def zero(self, sector: int, count: int) -> None:
+        """Map ``count`` sectors to zeros, which hide what is below. Raises as ``write``."""
+        if self.broken is not None:
+            raise self.broken
+        location = self._end // SECTOR | ZEROED
+        for begin in range(sector, sector + count, MAX_LENGTH):
+            self._note(begin, min(MAX_LENGTH, sector + count - begin), location)
+
+    def _note(self, start: int, count: int, location: int) -> None:
+        """The unflushed file first: what it cannot take has not happened."""
+        entry = (start, count, location)
+        number = len(self._pending)
+        if self._pending:
+            joined = _join(self._pending[-1], entry)
+            if joined is not None:
+                entry = joined
+                number -= 1
+        self._reserve(number + 1)
+        self._unflushed.put(number, entry)
+        self._pending[number:] = [entry]
+        self._dead += self.segments.put(start, start + count, location)
+
+    def _reserve(self, entries: int) -> None:
+        """A write is only taken if its entry can be stored: a full disk must not show in flush."""
+        needed = self._log_end + ENTRY_SIZE * (self._flying + entries)
+        if needed > self._reserved:
+            self._index.reserve(self._log_end, needed - self._log_end + _RESERVE)
+            self._reserved = needed + _RESERVE
+
+    # --- durability
+
+    async def flush(self) -> None:
+        """Return when everything that was written before is on stable storage.
+
+        Raises StorageFullError (may be tried again when there is space), or what broke the layer.
+        """
+        async with self._flushing:
+            if self.broken is not None:
+                raise self.broken
+            if not self._pending:
+                return
+            # To be cut off in the middle would save no time: the disk works on.
+            with trio.CancelScope(shield=True):
+                await self._flush()
+
+    async def _flush(self) -> None:
+        batch, self._pending = self._pending, []
+        dead, self._dead = self._dead, []
+        self._unflushed.shift(len(batch))
+        self._flying = len(batch)
+        try:
+            await trio.to_thread.run_sync(self._store, batch)
+        except HybridError as error:
+            self._pending[:0] = batch
+            self._dead[:0] = dead
+            self._unflushed.shift(-len(batch))
+            if not isinstance(error, StorageFullError):
+                self.broken = error
+            raise
+        finally:
+            self._flying = 0
+        self._freed += self._reclaimer.add(dead)
+        try:
+            await self._tidy()
+        except HybridError as error:
+            # All is safe; only space and old entries are kept for longer.
+            logger.warning("%s", error)
+
+    def _store(self, batch: list[Entry]) -> None:
+        """In a thread: the data, and then the entries that refer to it."""
+        try:
+            self._data.sync()
+        except HybridError as error:
+            raise _final(error) from error
+        raw = b"".join(lsmt.pack_entry(*entry) for entry in batch)
+        self._index.write(self._log_end, raw)
+        try:
+            self._index.sync()
+        except HybridError as error:
+            raise _final(error) from error
+        self._log_end += len(raw)
+
+    async def _tidy(self) -> None:
+        """After a flush: free space, forget what is stored, shorten the log."""
+        if self._freed and not self._holds:
+            freed, self._freed = self._freed, []
+            await trio.to_thread.run_sync(self._punch, freed)
+        self._unflushed.forget(self._pending)
+        if not self._pending and self._is_mostly_history(16):
+            await trio.to_thread.run_sync(self._rewrite_log, self.segments.snapshot())
+
+    def _punch(self, freed: list[tuple[int, int]]) -> None:
+        for offset, length in freed:
+            self._data.punch(offset, length)
+
+    def _rewrite_log(self, segments: lsmt.SegmentMap) -> None:
+        """Make a new log that says what the map says, in the place of the old one."""
+        path = self._index.path
+        new = path.with_name(path.name + ".new")
+        self._storage.remove(new)
+        file = self._storage.create(new)
+        try:
+            raw = upper_log.pack_map(segments)
+            file.write(0, upper_log.index_header(self.record))
+            file.write(LOG_BEGIN, raw)
+            file.sync()
+            self._storage.replace(new, path)
+            self._storage.sync_directory(path.parent)
+        except HybridError:
+            file.close()
+            raise
+        self._index.close()
+        file.path = path
+        self._index = file
+        self._log_end = LOG_BEGIN + len(raw)
+        self._reserved = 0
+
+    # --- for others that read the files
+
+    def hold(self) -> None:
+        """Until ``release``, nothing is punched: somebody reads the data file."""
+        self._holds += 1
+
+    def release(self) -> None:
+        self._holds -= 1
+
+    def resize(self, virtual_size: int) -> None:
+        """Set the size of the disk in both headers, durably (spec: lsmt 8.6)."""
+        self.record = replace(self.record, virtual_size=virtual_size)
+        for file, header in (
+            (self._data, upper_log.data_header),
+            (self._index, upper_log.index_header),
+        ):
+            # The record lies in one sector, which a disk writes whole.
+            file.write(0, header(self.record))
+            file.sync()
+
+    async def seal(self) -> None:
+        """Append index and trailer to the data file, which is then a sealed layer (lsmt 13).
+
+        Flushes before, durable after. The layer can go on being written until it is closed: what
+        was appended is garbage then, to which nothing refers.
+        """
+        await self.flush()
+        raw = upper_log.pack_map(self.segments)
+        if len(raw) > lsmt.MAX_ENTRIES * ENTRY_SIZE:
+            raise UnsupportedError(
+                f"{self.name} has {len(raw) // ENTRY_SIZE} segments; a layer can have "
+                f"{lsmt.MAX_ENTRIES}",
+                hint="`hybrid commit` makes a layer of it that has fewer",
+            )
+        flags = lsmt.FLAG_DATA | lsmt.FLAG_SEALED
+        trailer = replace(
+            self.record, flags=flags, index_offset=self._end, index_size=len(raw) // ENTRY_SIZE
+        )
+        tail = raw.ljust(-(-len(raw) // SECTOR) * SECTOR, b"\0") + lsmt.pack_record(trailer)
+        end = self._end
+        self._data.truncate(end)  # a failed write may have left something longer
+        self._end += len(tail)
+        await trio.to_thread.run_sync(self._store_tail, end, tail)
+
+    def _store_tail(self, offset: int, tail: bytes) -> None:
+        self._data.write(offset, tail)
+        try:
+            self._data.sync()
+        except HybridError as error:
+            raise _final(error) from error
+
+    async def aclose(self) -> None:
+        """Flush, tidy up, and let go of the files. Raises if the flush fails, after letting go."""
+        try:
+            await self.flush()
+            if self._is_mostly_history(2):
+                await trio.to_thread.run_sync(self._rewrite_log, self.segments.snapshot())
+            # Another program may write to the layer next, and would not look at this file.
+            self._unflushed.remove()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the files as they are. What is not flushed is there at the next opening."""
+        self._unflushed.close()
+        self._index.close()
+        self._data.close()
+
+    # --- opening
+
+    @classmethod
+    def open(cls, storage: Storage, data: Path, index: Path, boot_id: uuids.UUID) -> Upper:
+        """Open the two files for writing, and make good what a crash left of them.
+
+        Waits for the disk. Raises NotFoundError, PermissionNeededError, BusyError (in use),
+        UnsupportedError (a sparse layer) and FormatError. ``boot_id`` is that of the running
+        system (``running_boot``).
+        """
+        with ExitStack() as stack:
+            data_file = _opened(storage, data, stack)
+            data_file.lock()
+            index_file = _opened(storage, index, stack)
+            record = read_pair_record(data_file, index_file)
+            if record.sparse:
+                raise UnsupportedError(
+                    f"{data} is a sparse writable layer, which hybrid does not write to",
+                    hint="`hybrid commit` makes a layer of it; put a new upper over that",
+                )
+            layer = uuids.UUID(record.uuid or lsmt.NO_UUID)
+            unflushed = UnflushedFile(storage, unflushed_path(index), boot_id, layer)
+            stack.callback(unflushed.close)
+            upper = cls(storage, data_file, index_file, unflushed, record, WritableMap())
+            upper._recover()
+            stack.pop_all()
+        return upper
+
+    def _recover(self) -> None:
+        size = self._index.size()
+        raw = self._index.read(LOG_BEGIN, size - LOG_BEGIN)
+        sectors = self._data.size() // SECTOR
+        dropped = upper_log.replay(raw, self.segments, sectors, str(self._index.path))
+        torn = len(raw) % ENTRY_SIZE
+        self._log_end = size - torn
+        if dropped or torn:
+            logger.warning(
+                "%s: a crash left %d entries without data and %d bytes of another: cut off",
+                self._index.path, dropped, torn,
+            )  # fmt: skip
+        # A writer that died may not have got to it; from here on all of this counts as durable.
+        self._data.sync()
+        self._index.sync()
+        # Before what is unflushed goes into the map: the log is only for what is durable.
+        if dropped or torn or self._is_mostly_history(2):
+            self._rewrite_log(self.segments.snapshot())
+        self._pending = self._unflushed.left
+        for start, count, location in self._pending:
+            self._dead += self.segments.put(start, start + count, location)
+        if self._pending:
+            logger.info("%s: %d unflushed writes are there", self.name, len(self._pending))
+        self._reclaim_leftovers()
+
+    def _reclaim_leftovers(self) -> None:
+        """What nothing refers to: of writes that a crash cut off, or not freed in time."""
+        live = SECTOR * sum(found.length for found in self.segments if not found.zeroed)
+        if self._data.used() <= live + _SLACK:
+            return
+        unused = self.segments.unreferenced(upper_log.DATA_BEGIN, self._end // SECTOR)
+        if self._pending:
+            self._dead = unused  # with what the pending entries replace
+        else:
+            self._punch(self._reclaimer.add(unused))
+
+    def _is_mostly_history(self, times: int) -> bool:
+        """Whether the log has more than so many times the entries that it needs."""
+        entries = (self._log_end - LOG_BEGIN) // ENTRY_SIZE
+        return entries > _MIN_HISTORY + times * len(self.segments)
+
+
+def _opened(storage: Storage, path: Path, stack: ExitStack) -> StoredFile:
+    file = storage.open(path)
+    stack.callback(file.close)
+    return file
+
+
+def _join(last: Entry, entry: Entry) -> Entry | None:
+    """Both as one entry, if the second continues the first on the disk and in the file."""
+    start, count, location = last
+    if start + count != entry[0] or count + entry[1] > MAX_LENGTH:
+        return None
+    follows = location if location & ZEROED else location + count
+    return (start, count + entry[1], location) if follows == entry[2] else None
+
+
+def _final(error: HybridError) -> HybridError:
+    return StorageFailedError(
+        f"{error.message}: what was written last may be lost",
+        hint="nothing more is written; unmount, look at that disk, and mount again",
+    )
