@@ -159,11 +159,13 @@ class _Attachment:
         if self._mountpoint:
             if ready.notice:
                 logger.info("%s", ready.notice)
+            grows = bool(self._request.changes and self._request.changes.size)
             if ready.writable:
-                preparing.prepare(recorder.record, ready, journal=self._request.journal)
+                journal = self._request.journal
+                preparing.prepare(recorder.record, ready, journal=journal, grows=grows)
             self._front.mount(recorder, self._mountpoint, ready)
-            if self._request.changes and self._request.changes.size:
-                preparing.grow(recorder.record, self._mountpoint, ready)
+            if grows:
+                preparing.grow_mounted(recorder.record, self._mountpoint, ready)
 
     def _explain(self, error: BaseException) -> BaseException:
         """A read that failed in the kernel's hands shows as a bare EIO; the log knows why."""

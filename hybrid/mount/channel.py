@@ -42,6 +42,7 @@ class Ready:
     mounts_files: bool
     can_be_written: bool = True
     """Whether the file system is of a kind that can."""
+    is_ext: bool = False
     lacks_journal: bool = False
     wants_check: bool = False
     """See ``DetectedFilesystem``."""

@@ -13,11 +13,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import subprocess
 from pathlib import Path
 
 from hybrid.errors import FormatError, StorageFullError, SystemSupportError, UnsupportedError
 from hybrid.mount.channel import Ready
+from hybrid.mount.kernel_support import Capability, Machine
 from hybrid.mount.state import MountRecord
 
 _LOOK_SECONDS = 1.0
@@ -30,25 +32,48 @@ _JOURNAL_SHARE = 32
 """A small disk gives at most this part of itself to the journal."""
 _UNCORRECTED = 4
 """Exit code of e2fsck, from which on the file system has errors still (e2fsck(8))."""
+_MOST_REASON = 200
+_BANNER = re.compile(r"(e2fsck|resize2fs|tune2fs) \d+\.")
+"""What these programs say on stderr first of all."""
 
 logger = logging.getLogger(__name__)
 
 
-def prepare(record: MountRecord, ready: Ready, *, journal: bool) -> None:
+def prepare(record: MountRecord, ready: Ready, *, journal: bool, grows: bool) -> None:
     """Make the file system on the exposed disk fit to be written.
 
     Raises FormatError (damage that only a person can decide on), SystemSupportError (a program is
-    missing, the server died), StorageFullError (no room for the journal).
+    missing, the server died), StorageFullError (no room for the journal), UnsupportedError (it
+    does not grow).
     """
     if ready.wants_check:
+        logger.info("checking the file system of %s: it was not unmounted", record.image)
         _check(record)
+    if grows and ready.is_ext and not _grows_mounted(ready):
+        _check(record, "-f")  # resize2fs insists on it
+        _grow(record, ready, "e2fsprogs", "resize2fs", record.exposed)
     if ready.lacks_journal and journal:
         _add_journal(record, ready)
 
 
-def _check(record: MountRecord) -> None:
-    logger.info("checking the file system of %s: it was not unmounted", record.image)
-    done = _run(record, "e2fsprogs", "e2fsck", "-p", record.exposed)
+def grow_mounted(record: MountRecord, mountpoint: Path, ready: Ready) -> None:
+    """Let the mounted file system fill its disk. Raises UnsupportedError if it does not."""
+    if ready.fstype == "xfs":
+        _grow(record, ready, "xfsprogs", "xfs_growfs", mountpoint)
+    elif ready.fstype == "btrfs":
+        command = ("btrfs", "filesystem", "resize", "max", mountpoint)
+        _grow(record, ready, "btrfs-progs", *command)
+    elif _grows_mounted(ready):
+        _grow(record, ready, "e2fsprogs", "resize2fs", record.source)
+
+
+def _grows_mounted(ready: Ready) -> bool:
+    """Mounted is quicker for ext4, since it need not be checked, but takes CAP_SYS_RESOURCE."""
+    return not ready.is_ext or Machine().has(Capability.SYS_RESOURCE)
+
+
+def _check(record: MountRecord, *options: str) -> None:
+    done = _run(record, "e2fsprogs", "e2fsck", "-p", *options, record.exposed)
     if done.returncode >= _UNCORRECTED:
         where = f" --upper {record.upper}" if record.upper else ""
         raise FormatError(
@@ -71,14 +96,8 @@ def _add_journal(record: MountRecord, ready: Ready) -> None:
         )
 
 
-def grow(record: MountRecord, mountpoint: Path, ready: Ready) -> None:
-    """Let the mounted file system fill its disk. Raises UnsupportedError if it does not."""
-    if ready.fstype == "xfs":
-        done = _run(record, "xfsprogs", "xfs_growfs", mountpoint)
-    elif ready.fstype == "btrfs":
-        done = _run(record, "btrfs-progs", "btrfs", "filesystem", "resize", "max", mountpoint)
-    else:
-        done = _run(record, "e2fsprogs", "resize2fs", record.source)
+def _grow(record: MountRecord, ready: Ready, package: str, *command: str | Path) -> None:
+    done = _run(record, package, *command)
     if done.returncode:
         raise UnsupportedError(
             f"the {ready.fstype} file system of {record.image} does not grow to {ready.size} "
@@ -99,7 +118,7 @@ def _run(
             env={**os.environ, "LC_ALL": "C", "PATH": path},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
         )
@@ -110,7 +129,7 @@ def _run(
     try:
         while True:
             try:
-                output, _ = child.communicate(timeout=_LOOK_SECONDS)
+                output, errors = child.communicate(timeout=_LOOK_SECONDS)
             except subprocess.TimeoutExpired:
                 if record.server.is_alive():
                     continue
@@ -118,8 +137,8 @@ def _run(
                     f"the server died while {words[0]} was at work on {record.image}",
                     hint="try again",
                 ) from None
-            logger.debug("%s: %s", " ".join(words), output)
-            return subprocess.CompletedProcess(words, child.returncode, output)
+            logger.debug("%s: %s%s", " ".join(words), output, errors)
+            return subprocess.CompletedProcess(words, child.returncode, output, errors)
     finally:
         if child.returncode is None:
             child.kill()
@@ -128,7 +147,7 @@ def _run(
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """The last thing that the program said, in one line."""
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    said = lines[-1] if lines else f"exit code {done.returncode}"
-    return said if len(said) < 200 else f"{said[:200]}..."
+    """The last thing that the program complained about, in one line."""
+    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    said = [line.strip() for line in lines if line.strip() and not _BANNER.match(line)]
+    return said[-1][:_MOST_REASON] if said else f"exit code {done.returncode}"

@@ -224,6 +224,7 @@ async def _describe(device: Device, size: int) -> Ready:
         notice="" if writable else found.notice,
         mounts_files=found.mounts_files and not writable,
         can_be_written=found.can_be_written,
+        is_ext=found.is_ext,
         lacks_journal=found.lacks_journal,
         wants_check=found.wants_check or (found.is_ext and not was_clean),
     )

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 from support.mounting import MIB, ImageMaker, MountBench, poll_until
 
-from hybrid.mount.kernel_support import Machine
+from hybrid.mount.kernel_support import Capability, Machine
 
 _IO_FLUSHER = 0x00080000 | 0x00100000
 """PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE, as /proc/PID/stat has them (linux/sched.h)."""
-_SYS_RESOURCE = 24
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
@@ -171,7 +170,7 @@ def test_the_server_is_an_io_flusher(bench: MountBench, raw: Path) -> None:
     text = Path(f"/proc/{record['pid']}/stat").read_text()
     flags = int(text.rpartition(")")[2].split()[6])
     log = Path(record["log"]).read_text()
-    if Machine().has(_SYS_RESOURCE):  # type: ignore[arg-type]
+    if Machine().has(Capability.SYS_RESOURCE):
         assert flags & _IO_FLUSHER == _IO_FLUSHER
         assert "PR_SET_IO_FLUSHER" not in log
     else:
