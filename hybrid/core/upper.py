@@ -50,6 +50,9 @@ _ALIGNMENT = 4096
 """Writes of at least this size begin at a multiple of it, so that their space can be freed."""
 _MIN_HISTORY = 4096
 """Entries of a log that are not worth rewriting it."""
+_WHILE_OPEN, _AT_REST = 16, 2
+"""How many times longer than need be a log may get before it is rewritten: while the layer is in
+use, and when it is opened or closed."""
 _RESERVE = 1 << 16
 """Bytes of the index file that are reserved at a time."""
 _SLACK = 1 << 20
@@ -246,7 +249,7 @@ class Upper:
             freed, self._freed = self._freed, []
             await trio.to_thread.run_sync(self._punch, freed)
         self._unflushed.forget(self._pending)
-        if not self._pending and self._is_mostly_history(16):
+        if not self._pending and self._is_mostly_history(_WHILE_OPEN):
             await trio.to_thread.run_sync(self._rewrite_log, self.segments.snapshot())
 
     def _punch(self, freed: list[tuple[int, int]]) -> None:
@@ -330,7 +333,7 @@ class Upper:
         """Flush, tidy up, and let go of the files. Raises if the flush fails, after letting go."""
         try:
             await self.flush()
-            if self._is_mostly_history(2):
+            if self._is_mostly_history(_AT_REST):
                 await trio.to_thread.run_sync(self._rewrite_log, self.segments.snapshot())
             # Another program may write to the layer next, and would not look at this file.
             self._unflushed.remove()
@@ -387,7 +390,7 @@ class Upper:
         self._data.sync()
         self._index.sync()
         # Before what is unflushed goes into the map: the log is only for what is durable.
-        if dropped or torn or self._is_mostly_history(2):
+        if dropped or torn or self._is_mostly_history(_AT_REST):
             self._rewrite_log(self.segments.snapshot())
         self._pending = self._unflushed.left
         for start, count, location in self._pending:

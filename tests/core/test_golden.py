@@ -253,9 +253,7 @@ def test_the_vectors_of_writable_images_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", configs_of_writable_images())
-async def test_image_with_a_writable_layer(
-    name: str, config: GlobalConfig, tmp_path: Path
-) -> None:
+async def test_image_with_a_writable_layer(name: str, config: GlobalConfig, tmp_path: Path) -> None:
     directory, file = name.split("/")
     copy = golden.writable_copy(directory, file, tmp_path)
     image = await open_image(ImageRequest(str(copy), config))
