@@ -7,7 +7,20 @@ import click
 from hybrid.cli.output import print_json, print_table
 from hybrid.mount.listing import MountStatus, list_mounts
 
-_HEADER = ("ID", "STATE", "MODE", "FS", "FETCHED", "PID", "DEVICE", "WHERE", "IMAGE", "LOG")
+_HEADER = (
+    "ID",
+    "STATE",
+    "MODE",
+    "ACCESS",
+    "FS",
+    "FETCHED",
+    "PID",
+    "DEVICE",
+    "WHERE",
+    "IMAGE",
+    "UPPER",
+    "LOG",
+)
 
 
 @click.command("list")
@@ -27,12 +40,14 @@ def _row(mount: MountStatus) -> tuple[object, ...]:
         record.id,
         mount.state,
         record.mode or "-",
+        "rw" if record.writable else "ro",
         record.fstype or "-",
         _fetched(mount.stats),
         record.pid or "-",
         record.device or record.loop or "-",
         record.mountpoint or str(record.exposed),
         record.image or "-",
+        record.upper or "-",
         str(record.log),
     )
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import click
 
 from hybrid.cli.output import print_json
+from hybrid.cli.sizes import parse_size
 from hybrid.errors import UsageError
 from hybrid.mount.attach import MountRequest, attach
 from hybrid.mount.foreground import supervise
 from hybrid.mount.listing import describe_record
 from hybrid.mount.origin import ImageOrigin
 from hybrid.mount.preflight import MODES
+from hybrid.mount.upper_place import plan_changes
+
+logger = logging.getLogger(__name__)
 
 
 @click.command("mount")
@@ -27,6 +32,15 @@ from hybrid.mount.preflight import MODES
     is_flag=True,
     help="Only expose the disk; print the path of the file or block device.",
 )
+@click.option("--rw", is_flag=True, help="Let it be written to; changes go to a directory.")
+@click.option(
+    "--upper",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="That directory, made or continued.  [default: a new one below the data directory]",
+)
+@click.option("--size", metavar="BYTES", help="Size of the disk, as 64G; grows the file system.")
+@click.option("--no-journal", is_flag=True, help="Add no journal to an ext4 that has none.")
 @click.option("--foreground", is_flag=True, help="Stay; SIGINT or SIGTERM takes the mount away.")
 @click.option("--platform", default="", metavar="OS/ARCH[/VARIANT]", help="Of a multi-arch image.")
 @click.option("--insecure", is_flag=True, help="Allow plain HTTP and unverified TLS.")
@@ -39,21 +53,31 @@ def command(
     mountpoint: str | None,
     mode: str,
     no_mount: bool,
+    rw: bool,
+    upper: Path | None,
+    size: str | None,
+    no_journal: bool,
     foreground: bool,
     platform: str,
     insecure: bool,
     config: Path | None,
     as_json: bool,
 ) -> None:
-    """Mount IMAGE read-only on MOUNTPOINT; its blocks are fetched when they are read.
+    """Mount IMAGE on MOUNTPOINT; its blocks are fetched when they are read.
 
-    Returns when the mount point can be read, and prints it.
+    Returns when the mount point can be read, and prints it. The image itself never changes: with
+    --rw the changes go to a directory, which is kept.
     """
     if no_mount == (mountpoint is not None):
         raise UsageError("give a MOUNTPOINT, or --no-mount to expose the disk as a file only")
     if mountpoint == "":
         raise UsageError("MOUNTPOINT is empty", hint="an unset variable in a script?")
+    if not rw and (upper or size or no_journal):
+        raise UsageError("--upper, --size and --no-journal are for --rw", hint="add --rw")
     origin = ImageOrigin.of_command(image, platform, insecure, config)
+    changes = plan_changes(origin.image, upper, parse_size(size)) if rw else None
+    if changes:
+        origin = origin.written_to(changes)
     settings = origin.load_settings()
     record = attach(
         MountRequest(
@@ -65,8 +89,12 @@ def command(
             foreground,
             settings.log_level,
             settings.log_path,
+            changes,
+            journal=not no_journal,
         )
     )
+    if changes:
+        logger.info("the changes are kept in %s", record.upper)
     if as_json:
         print_json(describe_record(record, "ready"))
     else:

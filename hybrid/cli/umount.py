@@ -29,5 +29,14 @@ def command(target: str, lazy: bool, as_json: bool) -> None:
     ended = detach(record, lazy=lazy)
     if not ended:
         logger.info("detached; server %d ends with the last user of the tree", record.pid)
+    elif record.upper:
+        logger.info("the changes are kept in %s", record.upper)
     if as_json:
-        print_json({"id": record.id, "mountpoint": record.mountpoint or None, "ended": ended})
+        print_json(
+            {
+                "id": record.id,
+                "mountpoint": record.mountpoint or None,
+                "ended": ended,
+                "upper": record.upper or None,
+            }
+        )

@@ -33,7 +33,7 @@ async def open_over(
     BusyError (in use), and what opening an image raises. A directory made here is removed again.
     """
     image = await open_image(request)
-    made = False
+    existed, made = path.exists(), False
     try:
         if not is_upper_directory(path):
             _create(path, image, size, origin or {})
@@ -42,7 +42,7 @@ async def open_over(
         disk = await directory.open(image, request.image)
     except BaseException:
         if made:
-            destroy(path)
+            destroy(path, keep_directory=existed)
         await image.aclose()
         raise
     try:

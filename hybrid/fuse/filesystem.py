@@ -1,4 +1,6 @@
-"""The FUSE file system of one image: a root directory with one read-only file, the merged disk.
+"""The FUSE file system of one image: a root directory with one file, the merged disk.
+
+The file can be written if the Device can. Its size never changes, and nothing else can be changed.
 
 The file's size is the Device's, rounded up to the logical block; the rounding is zeros. Every open
 is direct I/O, so each kernel request (up to 1 MiB) arrives here as it was asked and the page cache
@@ -7,7 +9,8 @@ holds the data once, in the file system that is mounted on top.
 Rules that keep the process alive and free of deadlocks:
 
 * A failed read is ``EIO`` for that request only, with the reason in the log. Never a short read:
-  the kernel would take it for the end of the file.
+  the kernel would take it for the end of the file. The same goes for writes, whose error is
+  ``ENOSPC`` where there is no space for them.
 * No handler lets an exception out, since pyfuse3 would end the whole session.
 * This process never stats, opens, mounts or unmounts anything on its own FUSE path: the answer
   would have to come from itself.
@@ -38,19 +41,22 @@ from pyfuse3 import (
 )
 
 from hybrid.core.device import Buffer, Device
-from hybrid.errors import HybridError
+from hybrid.errors import HybridError, StorageFullError
 from hybrid.fuse import DISK_NAME
+from hybrid.fuse.unchangeable import UnchangeableTree
 
 LOGICAL_BLOCK = 512
 """Bytes. The exposed size is a multiple of it, so that a loop device never cuts a tail."""
 _DISK_INODE = InodeT(pyfuse3.ROOT_INODE + 1)
 _CACHE_SECONDS = 24 * 3600.0
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
+_SIZE_FLAGS = os.O_TRUNC | os.O_APPEND
+"""Opens that mean to change the size."""
 
 logger = logging.getLogger(__name__)
 
 
-class DiskFilesystem(pyfuse3.Operations):
+class DiskFilesystem(UnchangeableTree):
     """Serves ``device`` as the file ``disk``. ``on_release`` is called after each close of it."""
 
     def __init__(self, device: Device, on_release: Callable[[], None] = lambda: None) -> None:
@@ -61,6 +67,10 @@ class DiskFilesystem(pyfuse3.Operations):
         """How often the file is open in the kernel (a loop device counts once)."""
         self.read_errors = 0
         """Reads answered with EIO."""
+        self.write_errors = 0
+        """Writes and flushes answered with EIO or ENOSPC."""
+        self.writable = device.writable
+        self._mode = 0o600 if device.writable else 0o400
         self._device = device
         self._device_size = device.size
         self._on_release = on_release
@@ -76,12 +86,12 @@ class DiskFilesystem(pyfuse3.Operations):
             if data is None:
                 data = await self._device.pread(off, wanted)
         except HybridError as error:
-            raise self._failed(off, wanted, str(error)) from None
+            raise self._failed_read(off, wanted, str(error)) from None
         except Exception as error:
             logger.exception("unexpected error in a read of %d bytes at %d", wanted, off)
-            raise self._failed(off, wanted, f"{type(error).__name__}: {error}") from None
+            raise self._failed_read(off, wanted, f"{type(error).__name__}: {error}") from None
         if len(data) != wanted:
-            raise self._failed(off, wanted, f"the device gave {len(data)} bytes")
+            raise self._failed_read(off, wanted, f"the device gave {len(data)} bytes")
         if wanted < size:
             return bytes(data) + self._zeros_after_device(off + wanted, size - wanted)
         # pyfuse3 takes any contiguous buffer; its annotation says bytes.
@@ -90,10 +100,31 @@ class DiskFilesystem(pyfuse3.Operations):
     def _zeros_after_device(self, off: int, size: int) -> bytes:
         return bytes(max(0, min(size, self.size - off)))
 
-    def _failed(self, off: int, wanted: int, reason: str) -> FUSEError:
+    def _failed_read(self, off: int, wanted: int, reason: str) -> FUSEError:
         self.read_errors += 1
         logger.error("EIO for %d bytes at %d of %s: %s", wanted, off, self._device.name, reason)
         return FUSEError(errno.EIO)
+
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        """Write all of one request of the kernel (up to 1 MiB), aligned or not, or nothing."""
+        if off + len(buf) > self._device_size:
+            raise FUSEError(errno.ENOSPC)  # as block devices do
+        try:
+            if not self._device.pwrite_nowait(off, buf):
+                await self._device.pwrite(off, buf)
+        except Exception as error:
+            raise self._failed_change(f"WRITE {len(buf)} bytes at {off}", error) from None
+        return len(buf)
+
+    def _failed_change(self, what: str, error: Exception) -> FUSEError:
+        self.write_errors += 1
+        code = errno.ENOSPC if isinstance(error, StorageFullError) else errno.EIO
+        name, disk = errno.errorcode[code], self._device.name
+        if isinstance(error, HybridError):
+            logger.error("%s for %s of %s: %s", name, what, disk, error)
+        else:
+            logger.error("%s for %s of %s: a bug", name, what, disk, exc_info=error)
+        return FUSEError(code)
 
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
@@ -106,13 +137,15 @@ class DiskFilesystem(pyfuse3.Operations):
         return self._attributes(inode)
 
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
-        return not mode & os.W_OK
+        return not mode & os.W_OK or (self.writable and inode == _DISK_INODE)
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         if inode != _DISK_INODE:
             raise FUSEError(errno.EISDIR)
-        if flags & _WRITE_FLAGS:
+        if flags & _WRITE_FLAGS and not self.writable:
             raise FUSEError(errno.EROFS)
+        if flags & _SIZE_FLAGS:
+            raise FUSEError(errno.EPERM)
         self.open_handles += 1
         return FileInfo(fh=FileHandleT(_DISK_INODE), direct_io=True)
 
@@ -121,10 +154,16 @@ class DiskFilesystem(pyfuse3.Operations):
         self._on_release()
 
     async def flush(self, fh: FileHandleT) -> None:
-        """Nothing is ever dirty."""
+        """A close: it promises nothing, as elsewhere."""
 
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        """Nothing is ever dirty."""
+        """Also a flush of the loop device. With a read-only device nothing is ever dirty."""
+        if not self.writable:
+            return
+        try:
+            await self._device.flush()
+        except Exception as error:
+            raise self._failed_change("FLUSH", error) from None
 
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         if inode != pyfuse3.ROOT_INODE:
@@ -154,7 +193,7 @@ class DiskFilesystem(pyfuse3.Operations):
         entry.st_ino = inode
         entry.generation = 0
         entry.entry_timeout = entry.attr_timeout = _CACHE_SECONDS
-        entry.st_mode = ModeT(stat.S_IFREG | 0o400 if is_disk else stat.S_IFDIR | 0o500)
+        entry.st_mode = ModeT(stat.S_IFREG | self._mode if is_disk else stat.S_IFDIR | 0o500)
         entry.st_nlink = 1 if is_disk else 2
         entry.st_uid, entry.st_gid, entry.st_rdev = os.getuid(), os.getgid(), 0
         entry.st_size = self.size if is_disk else 0

@@ -1,4 +1,6 @@
-"""Loop devices over a FUSE file: read-only, with direct I/O, and cleared with their last user.
+"""Loop devices over a FUSE file: with direct I/O, and cleared with their last user.
+
+They offer no discard: FUSE would have to take fallocate(2) for that, which pyfuse3 does not.
 
 Autoclear makes the kernel take the loop device away when the file system on it is unmounted, by
 whomever. Nothing of ours has to be alive for that.
@@ -25,7 +27,7 @@ LOOP_CTL_GET_FREE = 0x4C82
 _LO_FLAGS_READ_ONLY = 1
 _LO_FLAGS_AUTOCLEAR = 4
 _LO_FLAGS_DIRECT_IO = 16
-_FLAGS = _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR | _LO_FLAGS_DIRECT_IO
+_FLAGS = _LO_FLAGS_AUTOCLEAR | _LO_FLAGS_DIRECT_IO
 _CONFIG = struct.Struct("=II 52x I 64s 176x")  # fd, block size, flags, name
 _LOOP_MAJOR = 7
 _ATTEMPTS = 64  # others may take the free device between our two ioctls
@@ -46,17 +48,17 @@ class LoopDevice:
         os.close(self._descriptor)
 
 
-def attach_loop(backing: Path) -> LoopDevice:
-    """Set up a loop device over ``backing``.
+def attach_loop(backing: Path, *, writable: bool = False) -> LoopDevice:
+    """Set up a loop device over ``backing``, read-only unless ``writable``.
 
     Raises SystemSupportError (no loop devices here, or none free, or no direct I/O) and
     PermissionNeededError.
     """
-    backing_fd = _open_backing(backing)
+    backing_fd = _open_backing(backing, os.O_RDWR if writable else os.O_RDONLY)
     try:
         control_fd = _open_control()
         try:
-            number, descriptor = _configure_free(control_fd, backing_fd, backing)
+            number, descriptor = _configure_free(control_fd, backing_fd, backing, writable=writable)
         finally:
             os.close(control_fd)
     finally:
@@ -70,10 +72,10 @@ def attach_loop(backing: Path) -> LoopDevice:
     return device
 
 
-def _open_backing(backing: Path) -> int:
+def _open_backing(backing: Path, access: int) -> int:
     # O_DIRECT here makes the loop driver accept direct I/O for the file.
     try:
-        return os.open(backing, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        return os.open(backing, access | os.O_DIRECT | os.O_CLOEXEC)
     except OSError as error:
         raise SystemSupportError(
             f"cannot open {backing} for direct I/O: {error.strerror}"
@@ -91,11 +93,14 @@ def _open_control() -> int:
         ) from error
 
 
-def _configure_free(control_fd: int, backing_fd: int, backing: Path) -> tuple[int, int]:
-    config = _CONFIG.pack(backing_fd, _BLOCK_SIZE, _FLAGS, os.fsencode(backing)[:63])
+def _configure_free(
+    control_fd: int, backing_fd: int, backing: Path, *, writable: bool
+) -> tuple[int, int]:
+    flags = _FLAGS if writable else _FLAGS | _LO_FLAGS_READ_ONLY
+    config = _CONFIG.pack(backing_fd, _BLOCK_SIZE, flags, os.fsencode(backing)[:63])
     for _ in range(_ATTEMPTS):
         number = _free_number(control_fd)
-        descriptor = _open_node(number)
+        descriptor = _open_node(number, os.O_RDWR if writable else os.O_RDONLY)
         try:
             fcntl.ioctl(descriptor, LOOP_CONFIGURE, config)
         except OSError as error:
@@ -122,12 +127,12 @@ def _free_number(control_fd: int) -> int:
         ) from error
 
 
-def _open_node(number: int) -> int:
+def _open_node(number: int, access: int) -> int:
     path = Path(f"/dev/loop{number}")
     deadline = time.monotonic() + _NODE_SECONDS
     while True:
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(path, access | os.O_CLOEXEC)
         except FileNotFoundError:
             # Containers have no devtmpfs that would make the node.
             _make_node(path, number)

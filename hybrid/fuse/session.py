@@ -41,7 +41,9 @@ def open_session(filesystem: DiskFilesystem, directory: Path, label: str) -> Non
 
     ``label`` becomes the source that mount tables show.
     """
-    options = set(pyfuse3.default_options) | {"ro", f"fsname={label}", "subtype=hybrid"}
+    options = set(pyfuse3.default_options) | {f"fsname={label}", "subtype=hybrid"}
+    if not filesystem.writable:
+        options.add("ro")
     try:
         pyfuse3.init(filesystem, str(directory), options)
     except RuntimeError as error:

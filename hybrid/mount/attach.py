@@ -14,15 +14,17 @@ from types import FrameType
 from typing import Any
 
 from hybrid.errors import FormatError, HybridError, SystemSupportError
-from hybrid.mount import kernel, preflight
+from hybrid.mount import kernel, preflight, preparing
 from hybrid.mount.channel import ParentEnd, Ready
 from hybrid.mount.daemon import fork_server
 from hybrid.mount.detach import force_end, unmount_ours
 from hybrid.mount.foreground import SUPERVISED_SIGNALS
 from hybrid.mount.front import front_of
+from hybrid.mount.last_flush import wait_flushed
 from hybrid.mount.origin import OpenDevice
 from hybrid.mount.server import ServerJob
 from hybrid.mount.state import MountRecord, Recorder, create_record, exclusive_records
+from hybrid.mount.upper_place import Changes
 
 _STOP_SECONDS = 3.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -48,6 +50,10 @@ class MountRequest:
     log_level: int = logging.INFO
     common_log: Path | None = None
     """A log file that all servers write to, besides the one of the mount."""
+    changes: Changes | None = None
+    """None: the Device is read-only."""
+    journal: bool = True
+    """Whether a file system to be written to, which could have a journal, gets one."""
 
 
 def attach(request: MountRequest) -> MountRecord:
@@ -62,6 +68,8 @@ def attach(request: MountRequest) -> MountRecord:
     if mode == "fuse":
         preflight.check_fuse()
     mountpoint = preflight.check_mountpoint(request.mountpoint) if request.mountpoint else None
+    if mountpoint and request.changes:
+        request.changes.check_outside(mountpoint)
     logger.info("mode %s: %s", mode, reason)
     with terminate_as_interrupt():
         return _Attachment(request, mountpoint, mode).run(reason)
@@ -110,7 +118,16 @@ class _Attachment:
     def _start(self, reason: str) -> tuple[Recorder, ParentEnd]:
         # A signal between two of these steps would lose track of a directory or a process.
         with signals_blocked():
-            record = create_record(self._request.image, self._mode, reason, self._request.origin)
+            request = self._request
+            if request.changes:
+                request.changes.place.make()
+            record = create_record(
+                request.image,
+                self._mode,
+                reason,
+                request.origin,
+                upper=request.changes.name if request.changes else None,
+            )
             recorder = self._recorder = Recorder(record)
             job = ServerJob(
                 record,
@@ -142,7 +159,13 @@ class _Attachment:
         if self._mountpoint:
             if ready.notice:
                 logger.info("%s", ready.notice)
+            grows = bool(self._request.changes and self._request.changes.size)
+            if ready.writable:
+                journal = self._request.journal
+                preparing.prepare(recorder.record, ready, journal=journal, grows=grows)
             self._front.mount(recorder, self._mountpoint, ready)
+            if grows:
+                preparing.grow_mounted(recorder.record, self._mountpoint, ready)
 
     def _explain(self, error: BaseException) -> BaseException:
         """A read that failed in the kernel's hands shows as a bare EIO; the log knows why."""
@@ -154,9 +177,12 @@ class _Attachment:
         return FormatError(f"{error.message}: {reason.partition(': ')[2]}", hint=error.hint)
 
     def _undo(self) -> None:
-        if self._recorder is None:
-            return
-        record = self._recorder.record
+        if self._recorder is not None:
+            self._undo_mount(self._recorder.record)
+        if self._request.changes:
+            self._request.changes.place.take_back()
+
+    def _undo_mount(self, record: MountRecord) -> None:
         try:
             unmount_ours(record)
         except HybridError as error:
@@ -165,7 +191,11 @@ class _Attachment:
         if self._channel:
             # The server takes this for our end, and ends itself.
             self._channel.close()
-        record.server.wait_gone(_STOP_SECONDS)
+        if record.writable:
+            with contextlib.suppress(HybridError):
+                wait_flushed(record, _STOP_SECONDS)
+        else:
+            record.server.wait_gone(_STOP_SECONDS)
         force_end(record)
 
 

@@ -40,6 +40,12 @@ class Ready:
     options: str
     notice: str
     mounts_files: bool
+    can_be_written: bool = True
+    """Whether the file system is of a kind that can."""
+    is_ext: bool = False
+    lacks_journal: bool = False
+    wants_check: bool = False
+    """See ``DetectedFilesystem``."""
 
 
 class ParentEnd:

@@ -1,9 +1,9 @@
-"""Which file system a disk holds, and the read-only mount options that it needs (pure).
+"""Which file system a disk holds, and the mount options that it needs (pure).
 
 Offsets of the superblocks, in bytes from the start of the disk:
 
     xfs 0, squashfs 0 (magic at the start)      btrfs 65536 (magic 64, log tree 96 bytes in)
-    erofs 1024 (magic at its start)             ext2/3/4 1024 (magic 56, features 92-103 in)
+    erofs 1024 (magic at its start)             ext2/3/4 1024 (magic 56, state 58, features 92-103)
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _SUPERBLOCK = 1024
 _EXT_MAGIC = 0xEF53
 _EXT_COMPAT_HAS_JOURNAL = 0x4
 _EXT_INCOMPAT_NEEDS_RECOVERY = 0x4
+_EXT_CLEAN = 1
+"""The state of a file system that was unmounted, and in which the kernel met no error."""
 # Features that ext3 has; any other incompatible or read-only-compatible one makes it an ext4.
 _EXT3_INCOMPAT = 0x2 | 0x4 | 0x8 | 0x10  # filetype, recover, journal_dev, meta_bg
 _EXT3_RO_COMPAT = 0x1 | 0x2 | 0x4  # sparse_super, large_file, btree_dir
@@ -27,18 +29,33 @@ _EROFS_MAGIC = 0xE0F5E1E2
 _BTRFS_SUPERBLOCK = 64 * 1024
 
 
+_NOLOAD = (
+    "the {} journal is dirty and cannot be replayed on a read-only disk: mounted "
+    "without it (noload), so the last changes before the image was made may be missing"
+)
+
+
 @dataclass(frozen=True)
 class DetectedFilesystem:
-    """What to give to mount(2), besides MS_RDONLY."""
+    """What to give to mount(2), besides MS_RDONLY, and what to do before it is written to."""
 
     fstype: str
     """The name people use: ``ext4``, ``xfs``, ..."""
     drivers: tuple[str, ...]
     """Kernel drivers that can mount it, best first."""
     options: str = ""
-    """Options of the driver, comma separated."""
+    """Options of the driver for a read-only disk, comma separated."""
     notice: str = ""
-    """What the user should know about the options, in one line."""
+    """What the user should know about these options, in one line."""
+    writing_options: str = ""
+    """Options of the driver for a disk that can be written."""
+    can_be_written: bool = True
+    lacks_journal: bool = False
+    """Whether it could have a journal (``tune2fs``) and has none."""
+    wants_check: bool = False
+    """Whether ``e2fsck`` has to look at it before it is mounted to be written."""
+    is_ext: bool = False
+    """Whether it is one of ext2, ext3 and ext4."""
     mounts_files: bool = False
     """Whether newer kernels mount it from a regular file, without a block device."""
 
@@ -61,15 +78,16 @@ def _detect_ext(head: bytes) -> DetectedFilesystem | None:
         return None
     compat, incompat, ro_compat = struct.unpack_from("<III", head, _SUPERBLOCK + 92)
     fstype = _ext_version(compat, incompat, ro_compat)
-    drivers = (fstype,) if fstype == "ext4" else (fstype, "ext4")
-    if not incompat & _EXT_INCOMPAT_NEEDS_RECOVERY:
-        return DetectedFilesystem(fstype, drivers)
+    is_dirty = bool(incompat & _EXT_INCOMPAT_NEEDS_RECOVERY)
+    (state,) = struct.unpack_from("<H", head, _SUPERBLOCK + 58)
     return DetectedFilesystem(
         fstype,
-        drivers,
-        "noload",
-        f"the {fstype} journal is dirty and cannot be replayed on a read-only disk: mounted "
-        "without it (noload), so the last changes before the image was made may be missing",
+        (fstype,) if fstype == "ext4" else (fstype, "ext4"),
+        "noload" if is_dirty else "",
+        _NOLOAD.format(fstype) if is_dirty else "",
+        lacks_journal=not compat & _EXT_COMPAT_HAS_JOURNAL,
+        wants_check=is_dirty or state != _EXT_CLEAN,
+        is_ext=True,
     )
 
 
@@ -84,18 +102,20 @@ def _detect_xfs(head: bytes) -> DetectedFilesystem | None:
         return None
     # norecovery: the log cannot be replayed on a read-only disk. nouuid: the same image may be
     # mounted more than once, which xfs refuses otherwise.
-    return DetectedFilesystem("xfs", ("xfs",), "norecovery,nouuid")
+    return DetectedFilesystem("xfs", ("xfs",), "norecovery,nouuid", writing_options="nouuid")
 
 
 def _detect_erofs(head: bytes) -> DetectedFilesystem | None:
     magic = struct.pack("<I", _EROFS_MAGIC)
     if head[_SUPERBLOCK : _SUPERBLOCK + 4] != magic:
         return None
-    return DetectedFilesystem("erofs", ("erofs",), mounts_files=True)
+    return DetectedFilesystem("erofs", ("erofs",), mounts_files=True, can_be_written=False)
 
 
 def _detect_squashfs(head: bytes) -> DetectedFilesystem | None:
-    return DetectedFilesystem("squashfs", ("squashfs",)) if head.startswith(b"hsqs") else None
+    if not head.startswith(b"hsqs"):
+        return None
+    return DetectedFilesystem("squashfs", ("squashfs",), can_be_written=False)
 
 
 def _detect_btrfs(head: bytes) -> DetectedFilesystem | None:

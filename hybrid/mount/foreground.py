@@ -8,6 +8,7 @@ import signal
 
 from hybrid.errors import BusyError, SystemSupportError
 from hybrid.mount.detach import detach
+from hybrid.mount.last_flush import failure_of
 from hybrid.mount.state import MountRecord
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ def supervise(record: MountRecord) -> None:
             f"({'signal' if status < 0 else 'exit code'} {abs(status)})",
             hint=f"its log is {record.log}; clean up with `hybrid umount {record.id}`",
         )
+    if failure_of(record) is not None:
+        detach(record)  # raises it
 
 
 def _server_exit(record: MountRecord) -> int | None:

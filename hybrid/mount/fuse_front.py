@@ -36,7 +36,7 @@ class FuseFront(Front):
         disk = recorder.note(source=str(recorder.record.disk)).disk
         if kernel.mount_file(disk, mountpoint, ready):
             return
-        loop = attach_loop(disk)
+        loop = attach_loop(disk, writable=ready.writable)
         try:
             recorder.note(loop=str(loop.path), source=str(loop.path))
             kernel.mount_device(loop.path, mountpoint, ready)
@@ -58,9 +58,10 @@ class FuseFront(Front):
 
     def withdraw(self, record: MountRecord, lazy: bool) -> bool:
         """The server ends by itself once nobody uses its disk."""
-        if wait_until(record.has_ended, _LAZY_SECONDS if lazy else _END_SECONDS) or lazy:
+        if record.server.wait_gone(_LAZY_SECONDS if lazy else _END_SECONDS) or lazy:
             return record.has_ended()
-        _check_unused(record)
+        if not record.flushing.exists():
+            _check_unused(record)
         return False
 
     def abandon(self, record: MountRecord) -> None:

@@ -26,7 +26,12 @@ class FuseServing(Serving):
         return self._disk.open_handles > 0
 
     def counters(self) -> dict[str, int]:
-        return {"handles": self._disk.open_handles, "read_errors": self._disk.read_errors}
+        disk = self._disk
+        return {
+            "handles": disk.open_handles,
+            "read_errors": disk.read_errors,
+            "write_errors": disk.write_errors,
+        }
 
     def open(self, place: str, *, takes_over: bool) -> None:
         open_session(self._disk, self.task.record.fuse_directory, f"hybrid:{self.task.record.id}")

@@ -13,6 +13,7 @@ from hybrid.errors import (
     MountPointError,
     PermissionNeededError,
     SystemSupportError,
+    UnsupportedError,
 )
 from hybrid.mount.channel import Ready
 from hybrid.mount.syscalls import MS_RDONLY, mount
@@ -23,12 +24,19 @@ _NO_MOUNT = "--no-mount still exposes the disk as a file"
 
 
 def check_mountable(ready: Ready, image: str) -> None:
-    """Raises FormatError if the disk holds no file system that hybrid knows."""
+    """Raises FormatError if the disk holds no file system that hybrid knows, and UnsupportedError
+    if it is to be written and cannot be.
+    """
     if not ready.fstype:
         raise FormatError(
             f"the disk of {image} holds no file system that hybrid knows "
             "(ext2/3/4, xfs, erofs, squashfs, btrfs)",
             hint=_NO_MOUNT,
+        )
+    if ready.writable and not ready.can_be_written:
+        raise UnsupportedError(
+            f"{image} holds {ready.fstype}, which cannot be written to",
+            hint="mount it without --rw, and an overlayfs above it",
         )
 
 
@@ -49,13 +57,14 @@ def mount_file(disk: Path, mountpoint: Path, ready: Ready) -> bool:
 
 
 def mount_device(device: Path, mountpoint: Path, ready: Ready) -> None:
-    """Mount a block device read-only with the first driver that the kernel has.
+    """Mount a block device with the first driver that the kernel has.
 
     mount(2) lets the kernel load the module itself, so there is no modprobe here.
     """
+    flags = 0 if ready.writable else MS_RDONLY
     for driver in ready.drivers:
         try:
-            mount(device, mountpoint, driver, MS_RDONLY, ready.options)
+            mount(device, mountpoint, driver, flags, ready.options)
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise _mount_error(error, mountpoint, ready) from error

@@ -30,6 +30,7 @@ class Capability(IntEnum):
 
     SYS_MODULE = 16
     SYS_ADMIN = 21
+    SYS_RESOURCE = 24
     MKNOD = 27
 
 

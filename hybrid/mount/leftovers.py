@@ -87,6 +87,9 @@ def judge_mount(mount: MountStatus, scene: Scene) -> Iterator[Leftover]:
     elif mount.state == "unmounted":
         text = f"{record.mountpoint} is not mounted any more, the disk of it is still used"
         yield Leftover("mount", record.id, text, f"it goes with its last user; {take_away}")
+    elif mount.state == "failed":
+        text = f"the last changes of {record.image} may be lost"
+        yield Leftover("mount", record.id, text, f"`hybrid umount {record.id}` tells the reason")
     elif mount.state == "dead":
         yield from _judge_dead(record, scene, take_away)
 

@@ -24,6 +24,8 @@ class MountStatus:
     starting    the mount is being made
     stopped     the server is stopped (SIGSTOP, a debugger): reads wait
     dead        the server has ended without cleaning up: reads fail, or wait in mode tcmu
+    flushing    it is over, and the server writes the last changes of a writable mount to disk
+    failed      it is over, and that did not succeed: `hybrid umount` tells the reason
     unmounted   not mounted there any more; the server ends with the last user of the tree
     """
     stats: dict[str, int] | None
@@ -48,6 +50,8 @@ def describe_record(record: MountRecord, state: str) -> dict[str, Any]:
         "size": record.size,
         "fstype": record.fstype or None,
         "options": record.options,
+        "writable": record.writable,
+        "upper": record.upper or None,
         "loop": record.loop or None,
         "device": record.device or None,
         "pid": record.pid,
@@ -71,11 +75,13 @@ def list_mounts() -> list[MountStatus]:
 def _state_of(record: MountRecord, entries: list[MountEntry]) -> str:
     process = record.server.state()
     if not process:
-        return "dead"
+        return "failed" if record.failure.exists() else "dead"
     if process in "Tt":
         return "stopped"
     if not record.ready:
         return "starting"
+    if record.flushing.exists():
+        return "flushing"
     if record.mountpoint and not is_mounted(record, entries):
         return "unmounted"
     return "ready"

@@ -18,6 +18,7 @@ from hybrid.core.reference import (
     parse_image,
 )
 from hybrid.errors import NotFoundError
+from hybrid.mount.upper_place import Changes, UpperPlace
 
 OpenDevice = Callable[[], Awaitable[Device]]
 """Opens the disk; called once, in the server process, inside its trio run."""
@@ -45,13 +46,23 @@ class ImageOrigin:
     insecure: bool = False
     config: str = ""
     """File of the global configuration; "": where it is usually found."""
+    writable: bool = False
+    upper: str = ""
+    """The directory for the changes; "": the upper that the image's config file names."""
+    size: int = 0
+    """Bytes that the disk shall have at least; 0: as it is."""
+    token: str = ""
+    """Of the command that makes the upper."""
     environment: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_command(
         cls, image: str, platform: str, insecure: bool, config: Path | None
     ) -> ImageOrigin:
-        """As ``hybrid mount`` was asked. Raises UsageError for what names no image."""
+        """As ``hybrid mount`` was asked. Raises UsageError for what names no image.
+
+        It is read-only; see ``written_to``.
+        """
         reference = parse_image(image)
         if isinstance(reference, ConfigReference):
             reference = replace(reference, path=_absolute(reference.path))
@@ -59,7 +70,15 @@ class ImageOrigin:
             reference = replace(reference, directory=_absolute(reference.directory))
         environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
         place = str(_absolute(config)) if config else ""
-        return cls(str(reference), platform, insecure, place, environment)
+        return cls(str(reference), platform, insecure, place, environment=environment)
+
+    def written_to(self, changes: Changes) -> ImageOrigin:
+        """The same image to be written to."""
+        place = changes.place
+        if not isinstance(place, UpperPlace):
+            return replace(self, writable=True, size=changes.size)
+        upper = str(place.directory)
+        return replace(self, writable=True, upper=upper, size=changes.size, token=place.token)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], digest: str) -> ImageOrigin:
@@ -86,10 +105,22 @@ class ImageOrigin:
         return load_global_config(Path(self.config) if self.config else None)
 
     def opener(self, settings: GlobalConfig) -> OpenDevice:
-        request = ImageRequest(self.image, settings, self.platform, self.insecure)
+        request = ImageRequest(self.image, settings, platform=self.platform, insecure=self.insecure)
 
         async def open_device() -> Device:
-            return await open_image(request)
+            if not self.writable:
+                return await open_image(request)
+            from hybrid.core import writable_image  # what read-only mounts do without
+
+            if not self.upper:
+                reference = parse_image(self.image)
+                assert isinstance(reference, ConfigReference)
+                disk = await writable_image.open_config_upper(request, reference.path)
+                writable_image.grow(disk, self.size)
+                return disk
+            return await writable_image.open_over(
+                request, Path(self.upper), size=self.size, origin=self.to_json()
+            )
 
         return open_device
 

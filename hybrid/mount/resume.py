@@ -6,6 +6,7 @@ open the image; the new server must find the same content, and takes the ring ov
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from hybrid.block import configfs
 from hybrid.errors import (
     FormatError,
+    HybridError,
     NotFoundError,
     SystemSupportError,
     UnsupportedError,
@@ -23,6 +25,7 @@ from hybrid.errors import (
 from hybrid.mount.attach import died, signals_blocked, terminate_as_interrupt
 from hybrid.mount.channel import ParentEnd, Ready
 from hybrid.mount.daemon import fork_server
+from hybrid.mount.last_flush import wait_flushed
 from hybrid.mount.origin import OpenDevice
 from hybrid.mount.server import ServerJob
 from hybrid.mount.state import MountRecord, claim, read_record
@@ -120,6 +123,9 @@ class _Takeover:
         # The server takes this for our end, and gives the disk up again.
         channel.close()
         server = self._record.server
+        if self._old.writable:
+            with contextlib.suppress(HybridError):
+                wait_flushed(self._record, _STOP_SECONDS)
         if not server.wait_gone(_STOP_SECONDS):
             server.send(signal.SIGKILL)
             server.wait_gone(_STOP_SECONDS)

@@ -8,6 +8,8 @@ It ends orderly, with its state directory removed, when
 * SIGTERM or the control command "stop" arrives and nothing is mounted on the disk. If something
   is, a separate ``hybrid umount`` takes that down first: this process must keep answering reads
   meanwhile, and never unmounts what it serves.
+
+A disk that could be written is flushed at the end, however long that takes (``last_flush``).
 """
 
 from __future__ import annotations
@@ -27,13 +29,16 @@ from hybrid.core.upper_directory import WritableDisk
 from hybrid.errors import HybridError, UnsupportedError
 from hybrid.mount import control
 from hybrid.mount.channel import Ready, ServerEnd
-from hybrid.mount.filesystems import HEAD_BYTES, detect
+from hybrid.mount.filesystems import HEAD_BYTES, DetectedFilesystem, detect
+from hybrid.mount.io_flusher import become_io_flusher
+from hybrid.mount.last_flush import flush_and_close
 from hybrid.mount.origin import OpenDevice
 from hybrid.mount.serving import Serving, ServingTask, serving_of
 from hybrid.mount.state import MountRecord, remove_directory
 
 _CLOSE_SECONDS = 5.0
 _UNDO_SECONDS = 1.0
+_NOTHING = DetectedFilesystem("", ())
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +73,8 @@ class MountServer:
         self._is_attached = False
         self._is_over = False
         """Whether the kernel's side has been taken away."""
+        self._is_closing = False
+        self._has_lost_changes = False
         self._umount: subprocess.Popen[bytes] | None = None
 
     async def run(self) -> None:
@@ -75,13 +82,15 @@ class MountServer:
 
         A server that took over and fails leaves all as it was, for the next one.
         """
+        if self._job.record.writable:
+            become_io_flusher()
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals)
             nursery.start_soon(self._follow_parent)
             with self._scope:
                 await self._serve()
             nursery.cancel_scope.cancel()
-        if self._is_over or not self._job.takes_over:
+        if (self._is_over or not self._job.takes_over) and not self._has_lost_changes:
             remove_directory(self._job.record.directory)
 
     async def _serve(self) -> None:
@@ -96,6 +105,14 @@ class MountServer:
         try:
             await self._serve_device(device)
         finally:
+            self._is_closing = True
+            await self._close(device)
+
+    async def _close(self, device: Device) -> None:
+        if device.writable:
+            with trio.CancelScope(shield=True):
+                self._has_lost_changes = not await flush_and_close(device, self._job.record)
+        else:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_SECONDS):
                 await device.aclose()
 
@@ -170,6 +187,8 @@ class MountServer:
         return self._serving is not None and self._serving.in_use
 
     def _end_orderly(self) -> None:
+        if self._is_closing:
+            return
         if not self._is_used() or (self._job.takes_over and not self._is_attached):
             self._scope.cancel()
             return
@@ -210,17 +229,25 @@ class MountServer:
 
 async def _describe(device: Device, size: int) -> Ready:
     """Find the file system here, in the server: the parent need not read the disk for it."""
-    found = detect(await device.pread(0, min(HEAD_BYTES, device.size)))
+    # What a crashed user of the upper left, its file system may not know of.
+    was_clean: bool = getattr(device, "was_clean", True)
+    found = detect(await device.pread(0, min(HEAD_BYTES, device.size))) or _NOTHING
+    writable = device.writable
     return Ready(
         size=size,
         digest=getattr(device, "digest", ""),
         identity=device.identity(),
-        writable=device.writable,
-        fstype=found.fstype if found else "",
-        drivers=list(found.drivers) if found else [],
-        options=found.options if found else "",
-        notice=found.notice if found else "",
-        mounts_files=bool(found and found.mounts_files),
+        writable=writable,
+        fstype=found.fstype,
+        # A journal may be added, which ext4's driver knows about whatever the version.
+        drivers=["ext4", *found.drivers] if found.is_ext and writable else list(found.drivers),
+        options=found.writing_options if writable else found.options,
+        notice="" if writable else found.notice,
+        mounts_files=found.mounts_files and not writable,
+        can_be_written=found.can_be_written,
+        is_ext=found.is_ext,
+        lacks_journal=found.lacks_journal,
+        wants_check=found.wants_check or (found.is_ext and not was_clean),
     )
 
 

@@ -4,6 +4,8 @@
     STATE/<id>/fuse/        the FUSE mount point; ``disk`` in it is the merged image (mode fuse)
     STATE/<id>/control      the server's control socket
     STATE/<id>/log          the server's log (and ``log.1``)
+    STATE/<id>/flushing     of a writable mount that ends, see ``last_flush``
+    STATE/<id>/failure      the same
 
 STATE is $HYBRID_STATE_DIR if set, /run/hybrid for root, $XDG_RUNTIME_DIR/hybrid for other users,
 and /tmp/hybrid-UID where that is unset. It must belong to the user, with mode 0700.
@@ -28,7 +30,7 @@ from hybrid.errors import BusyError, HybridError, PermissionNeededError, Storage
 from hybrid.fuse import DISK_NAME
 from hybrid.mount.processes import ProcessIdentity, wait_until
 
-_FILES = ("state.json", "state.json.new", "control", "log", "log.1")
+_FILES = ("state.json", "state.json.new", "control", "log", "log.1", "flushing", "failure")
 _ID_DIGITS = 8
 _CLAIM_SECONDS = 30.0
 
@@ -61,6 +63,9 @@ class MountRecord:
     """Of the disk's content: whoever takes over as server must have the same."""
     origin: dict[str, Any] = field(default_factory=dict)
     """How to open the image again, see ``hybrid.mount.origin``."""
+    writable: bool = False
+    upper: str = ""
+    """The directory or file where the changes of a writable mount are kept, "" if there is none."""
     ready: bool = False
     created: str = ""
     """UTC, ISO 8601."""
@@ -85,6 +90,14 @@ class MountRecord:
     @property
     def control(self) -> Path:
         return self.directory / "control"
+
+    @property
+    def flushing(self) -> Path:
+        return self.directory / "flushing"
+
+    @property
+    def failure(self) -> Path:
+        return self.directory / "failure"
 
     @property
     def server(self) -> ProcessIdentity:
@@ -134,8 +147,13 @@ def state_root() -> Path:
     return Path(runtime) / "hybrid" if runtime else Path(f"/tmp/hybrid-{os.geteuid()}")
 
 
-def create_record(image: str, mode: str, mode_reason: str, origin: dict[str, Any]) -> MountRecord:
-    """Make the directory of a new mount, with a first record in it."""
+def create_record(
+    image: str, mode: str, mode_reason: str, origin: dict[str, Any], *, upper: str | None = None
+) -> MountRecord:
+    """Make the directory of a new mount, with a first record in it.
+
+    ``upper`` is None for a read-only one.
+    """
     root = state_root()
     with _storage_errors(root):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -150,6 +168,8 @@ def create_record(image: str, mode: str, mode_reason: str, origin: dict[str, Any
         mode=mode,
         mode_reason=mode_reason,
         origin=origin,
+        writable=upper is not None,
+        upper=upper or "",
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     try:
@@ -246,8 +266,9 @@ def read_record(directory: Path) -> MountRecord | None:
     """The record in a mount's directory, None if it is gone. A damaged one has only its id."""
     try:
         fields = json.loads((directory / "state.json").read_text())
-        known = {name: fields[name] for name in _STORED if type(fields[name]) is _TYPES[name]}
-    except (OSError, ValueError, KeyError, TypeError):
+        # One that an older hybrid wrote lacks fields.
+        known = {name: fields[name] for name in _STORED if type(fields.get(name)) is _TYPES[name]}
+    except (OSError, ValueError, AttributeError):
         # Gone since the directory was listed, or really damaged.
         return MountRecord(directory, directory.name) if directory.is_dir() else None
     return MountRecord(directory, **{**known, "id": directory.name})

@@ -5,6 +5,7 @@ Everything that the kernel may hold up runs in a child with a bound (``hybrid.co
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from hybrid.mount import kernel
 from hybrid.mount.channel import Ready
 from hybrid.mount.front import Front
 from hybrid.mount.holders import describe_holders, find_holders, is_claimed_in_kernel
+from hybrid.mount.last_flush import Waiting
 from hybrid.mount.state import MountRecord, Recorder
 
 _CREATE_SECONDS = 20.0
@@ -90,7 +92,11 @@ class TcmuFront(Front):
             raise
         except TimeoutExpiredError:
             return False
-        teardown.take_down(target_of(record), record.server.is_alive)
+        if record.writable:
+            # sd flushes the disk first, and that may take any time.
+            teardown.take_down(target_of(record), _alive_with_notices(record), math.inf)
+        else:
+            teardown.take_down(target_of(record), record.server.is_alive)
         record.server.wait_gone(_END_SECONDS)
         return record.has_ended()
 
@@ -99,6 +105,16 @@ class TcmuFront(Front):
 
     def force(self, record: MountRecord) -> None:
         teardown.take_down(target_of(record), lambda: False)
+
+
+def _alive_with_notices(record: MountRecord) -> Callable[[], bool]:
+    waiting = Waiting()
+
+    def is_alive() -> bool:
+        waiting.tell(f"the kernel writes the last changes to {record.device}")
+        return record.server.is_alive()
+
+    return is_alive
 
 
 def _make_disk(record: MountRecord) -> str:

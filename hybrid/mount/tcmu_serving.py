@@ -52,6 +52,7 @@ class TcmuServing(Serving):
         unit = LogicalUnit(
             size=self.task.device.size,
             writable=self.task.device.writable,
+            write_cache=self.task.device.writable,
             wwn=self._target.wwn,
             serial=self._target.serial,
         )

@@ -16,6 +16,7 @@ from hybrid.errors import (
 )
 from hybrid.mount.front import Front
 from hybrid.mount.holders import describe_holders
+from hybrid.mount.last_flush import Waiting, check_not_stopped
 from hybrid.mount.state import MountRecord
 from hybrid.mount.syscalls import MNT_DETACH, umount2
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _UMOUNT_SECONDS = 3.0
 _STOPPED_SECONDS = 1.0
+_LOOK_SECONDS = 0.5
 _RETRY_SECONDS = 0.3
 _RETRIES = 20
 
@@ -38,6 +40,9 @@ def unmount(front: Front, record: MountRecord, target: str, lazy: bool) -> None:
 def _umount_bounded(front: Front, record: MountRecord, target: Path, lazy: bool) -> None:
     """umount2, which waits for reads in flight: those of a server that is silent never end."""
     task = BoundedTask(f"umount of {target}", lambda: umount2(target, MNT_DETACH if lazy else 0))
+    if record.writable and record.server.is_alive():
+        _wait_for_write_back(task, record, target)
+        return
     try:
         task.wait(_STOPPED_SECONDS if record.server.state() in ("", "T") else _UMOUNT_SECONDS)
         return
@@ -54,6 +59,31 @@ def _umount_bounded(front: Front, record: MountRecord, target: Path, lazy: bool)
             continue
     task.abandon()
     raise TimeoutExpiredError(f"umount of {target} does not end, though its reads fail")
+
+
+def _wait_for_write_back(task: BoundedTask, record: MountRecord, target: Path) -> None:
+    """The umount of a writable mount writes all its changes. Nothing that it does is cut short."""
+    waiting = Waiting()
+    while True:
+        try:
+            task.wait(_LOOK_SECONDS)
+            return
+        except TimeoutExpiredError:
+            waiting.tell(f"the changes of {target} are being written back")
+        if record.server.state() == "":
+            break
+        if record.server.state() == "T":
+            task.abandon()
+            check_not_stopped(record)
+    try:
+        # In mode fuse all that waits fails now.
+        task.wait(_UMOUNT_SECONDS)
+    except TimeoutExpiredError:
+        task.abandon()
+        raise BusyError(
+            f"the server of {target} died while its changes were written back",
+            hint=f"`hybrid resume {record.id}` goes on",
+        ) from None
 
 
 def busy(target: str, hint: str = "end that, or use --lazy") -> BusyError:

@@ -6,14 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import golden, golden_image, oci
-from support.mounting import MountBench, poll_until
+from support.image_bench import ImageBench
+from support.mounting import poll_until
 from support.registry import RealRegistry
 from support.tree import read_manifest, read_tree
 
@@ -28,24 +27,6 @@ from hybrid.errors import (
 )
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-
-
-class ImageBench(MountBench):
-    """``hybrid`` itself, with a cache and a global configuration of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self.config = directory / "hybrid.json"
-        self.configure()
-        self.environment["HYBRID_CONFIG"] = str(self.config)
-
-    def configure(self, **more: Any) -> None:
-        cache = {"cacheType": "file", "cacheDir": str(self.directory / "cache"), "cacheSizeGB": 1}
-        registry = {"retryBudget": 2}
-        self.config.write_text(json.dumps({"cacheConfig": cache, "registry": registry} | more))
-
-    def command(self, *arguments: object) -> list[str]:
-        return [sys.executable, "-m", "hybrid", *map(str, arguments)]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from support.mount_driver import opener
 from hybrid.mount.attach import MountRequest, attach
 from hybrid.mount.detach import detach
 from hybrid.mount.state import MountRecord, read_record
+from hybrid.mount.upper_place import Changes
 
 
 def expose(
@@ -20,7 +21,8 @@ def expose(
 ) -> MountRecord:
     """Serve a raw file as ``hybrid mount`` does, with the faults of ``mount_driver``."""
     origin = {"raw": str(raw), "opening": "", "writable": writable, "faults": faults}
-    return attach(MountRequest(raw.name, opener(origin), origin, mountpoint, mode))
+    changes = Changes() if writable else None
+    return attach(MountRequest(raw.name, opener(origin), origin, mountpoint, mode, changes=changes))
 
 
 @contextmanager

@@ -21,18 +21,20 @@ import trio
 import hybrid.cli
 from hybrid.cli.output import print_json
 from hybrid.core.device import Buffer, Device, check_range
-from hybrid.errors import FormatError
+from hybrid.errors import FormatError, StorageFullError
 from hybrid.mount.attach import MountRequest, attach
 from hybrid.mount.foreground import supervise
 from hybrid.mount.listing import describe_record
 from hybrid.mount.origin import OpenDevice
 from hybrid.mount.paths import find_target
 from hybrid.mount.resume import resume
+from hybrid.mount.upper_place import Changes
 
 
 class RawDevice(Device):
     """A raw file as a Device, with faults: a failing range, a range that hangs, a bug, a crash.
 
+    A flush waits for as long as the file ``hold_flush`` exists, and fails while ``bad_flush`` does.
     ``hang_at`` hangs for ever, or for as long as the file ``hold`` exists. A ``remote`` one never
     answers at once, but in another order after up to ``jitter`` milliseconds.
     """
@@ -47,6 +49,8 @@ class RawDevice(Device):
         self._bug_at = _range(options.get("bug_at"))
         self._hang_at = _range(options.get("hang_at"))
         self._hold = Path(options["hold"]) if options.get("hold") else None
+        self._hold_flush = Path(options.get("hold_flush") or "/-")
+        self._bad_flush = Path(options.get("bad_flush") or "/-")
         self._jitter = int(options.get("jitter") or 0) / 1000
         self._chance = random.Random(1)
         self._remote = bool(options.get("remote"))
@@ -93,6 +97,10 @@ class RawDevice(Device):
         self._write(offset, bytes(length))
 
     async def flush(self) -> None:
+        while self._hold_flush.exists():  # noqa: ASYNC110 - another process removes it
+            await trio.sleep(0.02)
+        if self._bad_flush.exists():
+            raise StorageFullError("no space left for the index", hint="make some")
         os.fdatasync(self._fd)
 
     def identity(self) -> str:
@@ -125,6 +133,8 @@ def _overlaps(bad: range, offset: int, length: int) -> bool:
 @click.option("--bug-at", help="byte range whose reads raise KeyError")
 @click.option("--hang-at", help="byte range whose reads never end")
 @click.option("--hold", help="a file: they end when it is removed")
+@click.option("--hold-flush", help="a file: flushes end when it is removed")
+@click.option("--bad-flush", help="a file: while it exists, flushes fail")
 @click.option("--jitter", help="milliseconds that answers of --remote may take")
 @click.option("--open", "opening", default="", help="fail | die | hang: how opening goes wrong")
 def mount_raw(
@@ -137,7 +147,17 @@ def mount_raw(
     **faults: str,
 ) -> None:
     origin = {"raw": str(raw), "opening": opening, "writable": writable, "faults": faults}
-    record = attach(MountRequest(raw.name, opener(origin), origin, mountpoint, mode, foreground))
+    record = attach(
+        MountRequest(
+            raw.name,
+            opener(origin),
+            origin,
+            mountpoint,
+            mode,
+            foreground,
+            changes=Changes() if writable else None,
+        )
+    )
     print_json(describe_record(record, "ready"))
     sys.stdout.flush()
     if foreground:
