@@ -15,6 +15,7 @@ import os
 import select
 import signal
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from hybrid.errors import (
@@ -62,6 +63,7 @@ class _Guard:
         self._seconds = seconds
         order_reader, self._order = os.pipe()
         self._answer, answer_writer = os.pipe()
+        self._is_silent = False
         self._pid = os.fork()
         if self._pid == 0:
             _run_child(mountpoint, order_reader, answer_writer, seconds)
@@ -83,8 +85,6 @@ class _Guard:
                 os.waitpid(self._pid, os.WNOHANG if self._is_silent else 0)
         if number:
             raise _too_long(self._mountpoint, self._seconds)
-
-    _is_silent = False
 
     def _read_answer(self, seconds: float) -> int:
         """One byte: 0, or an errno; ECHILD if the child is gone without one."""
@@ -131,7 +131,7 @@ def _freeze_until(mountpoint: Path, order: int, answer: int, seconds: float) -> 
 
 def _gaps(*kept: int) -> list[tuple[int, int]]:
     edges = [2, *sorted(kept), _MAX_DESCRIPTOR]
-    return [(a + 1, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [(a + 1, b) for a, b in pairwise(edges)]
 
 
 def _too_long(mountpoint: Path, seconds: float) -> TimeoutExpiredError:

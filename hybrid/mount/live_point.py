@@ -45,7 +45,7 @@ def snapshot(record: MountRecord) -> Path:
 
 
 def check_writable(record: MountRecord) -> None:
-    if not record.upper:
+    if not record.upper or not Path(record.upper).is_dir():
         raise UnsupportedError(
             f"mount {record.id} has no directory of changes",
             hint="mount the image with --rw to change it",

@@ -223,7 +223,7 @@ class MountServer:
             return self._device
         raise UnsupportedError(
             f"mount {self._job.record.id} has no directory of changes",
-            hint="mount with --rw and --upper for that; the upper of a config is committed unmounted",
+            hint="mount an image with --rw; the upper of a config is committed unmounted",
         )
 
 
