@@ -33,10 +33,10 @@ async def open_over(
     BusyError (in use), and what opening an image raises. A directory made here is removed again.
     """
     image = await open_image(request)
-    existed, made = path.exists(), False
+    made = existed = False
     try:
         if not is_upper_directory(path):
-            _create(path, image, size, origin or {})
+            existed = _create(path, image, size, origin or {})
             made = True
         directory = UpperDirectory(path)
         disk = await directory.open(image, request.image)
@@ -97,11 +97,14 @@ def grow(disk: WritableDevice, size: int) -> None:
         disk.directory.note(size=size)
 
 
-def _create(path: Path, image: Image, size: int, origin: dict[str, Any]) -> None:
+def _create(path: Path, image: Image, size: int, origin: dict[str, Any]) -> bool:
+    """Whether the directory was there already, empty."""
     if size and size < image.size:
         raise UsageError(
             f"--size {size} is smaller than the disk of the image, which has {image.size} bytes",
             hint="a disk can only grow",
         )
     manifest = Manifest(image.name, image.digest, image.identity(), size or image.size)
+    existed = path.exists()
     UpperDirectory.create(path, replace(manifest, origin=origin))
+    return existed

@@ -52,6 +52,9 @@ _CACHE_SECONDS = 24 * 3600.0
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 _SIZE_FLAGS = os.O_TRUNC | os.O_APPEND
 """Opens that mean to change the size."""
+_HANDLE = FileHandleT(_DISK_INODE)
+_SYNC_HANDLE = FileHandleT(_DISK_INODE + 1)
+"""Of a file opened with O_DSYNC or O_SYNC: the kernel leaves to us what that asks for."""
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +115,8 @@ class DiskFilesystem(UnchangeableTree):
         try:
             if not self._device.pwrite_nowait(off, buf):
                 await self._device.pwrite(off, buf)
+            if fh == _SYNC_HANDLE:
+                await self._device.flush()
         except Exception as error:
             raise self._failed_change(f"WRITE {len(buf)} bytes at {off}", error) from None
         return len(buf)
@@ -147,7 +152,8 @@ class DiskFilesystem(UnchangeableTree):
         if flags & _SIZE_FLAGS:
             raise FUSEError(errno.EPERM)
         self.open_handles += 1
-        return FileInfo(fh=FileHandleT(_DISK_INODE), direct_io=True)
+        fh = _SYNC_HANDLE if self.writable and flags & os.O_DSYNC else _HANDLE
+        return FileInfo(fh=fh, direct_io=True)
 
     async def release(self, fh: FileHandleT) -> None:
         self.open_handles -= 1

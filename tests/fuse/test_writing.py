@@ -123,6 +123,15 @@ def test_a_flush_of_the_file_reaches_the_device(disk: FuseDisk) -> None:
         os.fsync(file.fileno())
 
 
+@pytest.mark.parametrize("flag", [os.O_DSYNC, os.O_SYNC])
+def test_a_file_that_is_opened_to_be_synchronous(disk: FuseDisk, flag: int) -> None:
+    descriptor = os.open(disk.file, os.O_RDWR | flag)
+    disk.calls()
+    os.pwrite(descriptor, b"s" * 100, 7)
+    assert disk.calls() == [("write", 7, 100), ("flush", 0, 0)]
+    os.close(descriptor)
+
+
 def test_a_flush_of_the_loop_device_reaches_the_device_after_the_writes(disk: FuseDisk) -> None:
     with loop_over(disk) as path, open(path, "r+b", buffering=0) as file:
         os.pwrite(file.fileno(), b"y" * 4096, 8192)

@@ -35,8 +35,10 @@ class RawDevice(Device):
     """A raw file as a Device, with faults: a failing range, a range that hangs, a bug, a crash.
 
     A flush waits for as long as the file ``hold_flush`` exists, and fails while ``bad_flush`` does.
-    ``hang_at`` hangs for ever, or for as long as the file ``hold`` exists. A ``remote`` one never
-    answers at once, but in another order after up to ``jitter`` milliseconds.
+    While the file ``full`` exists, no write finds space. What is done to the disk is noted, line by
+    line, in the file ``trace``. ``hang_at`` hangs for ever, or for as long as the file ``hold``
+    exists. A ``remote`` one never answers at once, but in another order after up to ``jitter``
+    milliseconds.
     """
 
     def __init__(self, path: Path, options: dict[str, str], *, writable: bool = False) -> None:
@@ -51,6 +53,8 @@ class RawDevice(Device):
         self._hold = Path(options["hold"]) if options.get("hold") else None
         self._hold_flush = Path(options.get("hold_flush") or "/-")
         self._bad_flush = Path(options.get("bad_flush") or "/-")
+        self._full = Path(options.get("full") or "/-")
+        self._trace = options.get("trace")
         self._jitter = int(options.get("jitter") or 0) / 1000
         self._chance = random.Random(1)
         self._remote = bool(options.get("remote"))
@@ -91,16 +95,33 @@ class RawDevice(Device):
         self._write(offset, data)
 
     def _write(self, offset: int, data: Buffer) -> bool:
+        if _overlaps(self._error_at, offset, len(data)):
+            raise FormatError("the disk below is broken", offset=offset)
+        if self._full.exists():
+            raise StorageFullError("no space left for raw", hint="make some")
+        self._note(f"write {offset} {len(data)}")
         return os.pwrite(self._fd, data, offset) == len(data)
 
     async def discard(self, offset: int, length: int) -> None:
-        self._write(offset, bytes(length))
+        check_range(offset, length, self.size, self.name)
+        self._note(f"discard {offset} {length}")
+        end = offset + length
+        for start in range(offset, end, 1 << 20):
+            size = min(1 << 20, end - start)
+            if any(os.pread(self._fd, size, start)):
+                os.pwrite(self._fd, bytes(size), start)
+
+    def _note(self, line: str) -> None:
+        if self._trace:
+            with open(self._trace, "a") as file:
+                file.write(f"{line}\n")
 
     async def flush(self) -> None:
         while self._hold_flush.exists():  # noqa: ASYNC110 - another process removes it
             await trio.sleep(0.02)
         if self._bad_flush.exists():
             raise StorageFullError("no space left for the index", hint="make some")
+        self._note("flush")
         os.fdatasync(self._fd)
 
     def identity(self) -> str:
