@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,11 +58,12 @@ class Log:
     directory: Path
     begin: dict[str, bytes] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
-    hook: Callable[[Op], None] = lambda op: None
+    times: list[int] = field(default_factory=list)
+    """When each step was done, in nanoseconds of the monotonic clock, which processes share."""
 
     def add(self, op: Op) -> None:
         self.ops.append(op)
-        self.hook(op)
+        self.times.append(time.monotonic_ns())
 
 
 class RecordingFile(StoredFile):
