@@ -76,6 +76,9 @@ class _Guard:
             raise _freeze_error(number, self._mountpoint)
 
     def thaw(self) -> None:
+        # A word, not only an end: children of ours may have inherited this end of the pipe.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._order, b"thaw")
         os.close(self._order)
         try:
             number = self._read_answer(self._seconds + 5)
