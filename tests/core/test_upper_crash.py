@@ -96,8 +96,12 @@ async def run_workload(directory: Path, seed: int) -> tuple[Log, History]:
     return log, history
 
 
-def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that logs are rewritten, and files cut, within a short history."""
+def small_limits(monkeypatch: pytest.MonkeyPatch, pool: int = 0) -> None:
+    """So that logs are rewritten, and files cut, within a short history.
+
+    ``pool``: bytes of free space that are kept to be used again rather than punched.
+    """
+    monkeypatch.setattr(upper_module, "_POOL_BYTES", pool)
     monkeypatch.setattr(upper_module, "_MIN_HISTORY", 8)
     monkeypatch.setattr(upper_module, "_WHILE_OPEN", 0)
     monkeypatch.setattr(upper_module, "_SLACK", 0)
@@ -166,15 +170,18 @@ def positions(log: Log) -> Iterator[int]:
     yield from range(first, len(log.ops) + 1)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("seed", "pool", "wanted"), [(0, 0, "punch"), (1, 0, "punch"), (2, 1 << 20, ""), (3, 4096, "")]
+)
 async def test_a_crash_at_every_step(
-    memory_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+    memory_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, pool: int, wanted: str
 ) -> None:
-    small_limits(monkeypatch)
+    small_limits(monkeypatch, pool)
     (memory_path / "live").mkdir()
     log, history = await run_workload(memory_path / "live", seed)
     kinds = {op.what for op in log.ops}
-    assert kinds >= {"write", "sync", "punch", "truncate", "replace"}, "the workload is too tame"
+    assert kinds >= {"write", "sync", "truncate", "replace"} | {wanted} - {""}, "too tame"
+    assert uses_again(log) or not pool
     replay = Replay(log)
     for position in positions(log):
         for fate in Fate:
@@ -184,6 +191,17 @@ async def test_a_crash_at_every_step(
                 check_killed(await disk_in(crashed, BOOT), history, position)
             else:
                 check_power_cut(await disk_in(crashed, NEXT_BOOT), history, position)
+
+
+def uses_again(log: Log) -> bool:
+    """Whether data was written where other data had been."""
+    end = 0
+    for op in log.ops:
+        if op.what == "write" and op.file == 0 and op.offset:
+            if op.offset < end:
+                return True
+            end = op.offset + op.length
+    return False
 
 
 async def test_a_second_crash_while_the_first_is_made_good(
@@ -209,9 +227,13 @@ async def test_a_second_crash_while_the_first_is_made_good(
 
 
 async def broken_workload(
-    memory_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, broken: object
+    memory_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    broken: object,
+    pool: int = 0,
 ) -> None:
-    small_limits(monkeypatch)
+    small_limits(monkeypatch, pool)
     monkeypatch.setattr(Upper, name, broken)
     (memory_path / "live").mkdir()
     log, history = await run_workload(memory_path / "live", 0)
@@ -234,6 +256,20 @@ async def test_punching_too_early_is_seen(
 
     with pytest.raises(AssertionError):
         await broken_workload(memory_path, monkeypatch, "_note", note_and_punch)
+
+
+async def test_using_space_again_too_early_is_seen(
+    memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = Upper._note
+
+    def note_and_free(self: Upper, start: int, count: int, location: int) -> None:
+        note(self, start, count, location)
+        dead, self._dead = self._dead, []
+        self._pool.add(self._reclaimer.add(dead))
+
+    with pytest.raises(AssertionError):
+        await broken_workload(memory_path, monkeypatch, "_note", note_and_free, pool=1 << 20)
 
 
 async def test_an_index_before_its_data_is_seen(

@@ -16,6 +16,7 @@ import pytest
 import trio
 from support.crash_storage import Fate, RecordingStorage, Replay
 
+from hybrid.core import upper as upper_module
 from hybrid.core import upper_directory
 from hybrid.core.device import SECTOR
 from hybrid.core.disk import LayeredDevice
@@ -271,7 +272,8 @@ async def test_a_crash_at_every_step_of_snapshots(
 # --- checkpoints
 
 
-async def test_a_checkpoint_is_a_moment(memory_path: Path) -> None:
+async def test_a_checkpoint_is_a_moment(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upper_module, "_POOL_BYTES", 0)
     UpperDirectory.create(memory_path, MANIFEST_OF_NOTHING)
     dice = random.Random(4)
     async with opened(memory_path) as disk:

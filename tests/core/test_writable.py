@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from support.golden_disk import open_disk
 from support.golden_image import layers as golden_layers
 
+from hybrid.core import upper as upper_module
 from hybrid.core.device import SECTOR
 from hybrid.core.disk import LayeredDevice
 from hybrid.core.layer import Layer
@@ -175,7 +176,11 @@ async def test_a_long_time_without_a_flush_is_bounded(memory_path: Path) -> None
     await disk.aclose()
 
 
-async def test_space_comes_back(memory_path: Path) -> None:
+@pytest.mark.parametrize("pool", [0, 50_000])
+async def test_space_comes_back(
+    memory_path: Path, monkeypatch: pytest.MonkeyPatch, pool: int
+) -> None:
+    monkeypatch.setattr(upper_module, "_POOL_BYTES", pool)
     disk = await new_disk(memory_path)
     dice = random.Random(5)
     for _ in range(300):
@@ -189,8 +194,9 @@ async def test_space_comes_back(memory_path: Path) -> None:
     assert used < DISK + 200_000, used
     await disk.discard(0, DISK)
     await disk.flush()
-    assert (memory_path / "data").stat().st_blocks * 512 <= 8192
+    assert (memory_path / "data").stat().st_blocks * 512 <= 8192 + pool
     await disk.aclose()
+    assert (memory_path / "data").stat().st_blocks * 512 <= 8192
     # The log is as short as what it has to say.
     assert (memory_path / "index").stat().st_size < 4096 + 4096 * 16 + 16 * 16
     assert names_in(memory_path) == ["data", "index"]
@@ -205,7 +211,8 @@ async def test_zeros_take_no_space(memory_path: Path) -> None:
     await disk.aclose()
 
 
-async def test_held_space_stays(memory_path: Path) -> None:
+async def test_held_space_stays(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upper_module, "_POOL_BYTES", 0)
     disk = await new_disk(memory_path)
     assert disk.pwrite_nowait(0, b"a" * 16 * SECTOR)
     await disk.flush()
