@@ -44,6 +44,13 @@ class SpacePool:
             ranges.rotate(-1)
         return None
 
+    def take_long(self, least: int) -> list[tuple[int, int]]:
+        """Remove all ranges that have, with their neighbours, at least ``least`` bytes."""
+        ranges = joined(self._ranges)
+        self._ranges = deque(found for found in ranges if found[1] < least)
+        self.size = sum(length for _, length in self._ranges)
+        return [found for found in ranges if found[1] >= least]
+
     def take_excess(self, budget: int, count: int) -> list[tuple[int, int]]:
         """Remove up to ``count`` ranges until no more than ``budget`` bytes are left.
 

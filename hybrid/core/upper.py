@@ -360,8 +360,8 @@ class Upper:
         """Flush, tidy up, and let go of the files. Raises if the flush fails, after letting go."""
         try:
             await self.flush()
-            excess = self._pool.take_excess(0, 1 << 30)
-            await trio.to_thread.run_sync(self._punch, excess)
+            # The rest is used again next time: to give back each block would take long.
+            await trio.to_thread.run_sync(self._punch, self._pool.take_long(_MAX_REUSED))
             if self._is_mostly_history(_AT_REST):
                 await trio.to_thread.run_sync(self._rewrite_log, self.segments.snapshot())
             # Another program may write to the layer next, and would not look at this file.

@@ -56,3 +56,11 @@ def test_excess_is_bounded_and_joined() -> None:
     assert pool.take_excess(4, 10) == [(0, 8)]
     assert pool.take_excess(0, 0) == []
     assert pool.take_excess(0, 10) == [(20, 4)]
+
+
+def test_long_ranges() -> None:
+    pool = SpacePool()
+    pool.add([(4, 4), (0, 4), (20, 4)])
+    assert pool.take_long(6) == [(0, 8)]
+    assert pool.size == 4
+    assert pool.take(4) == 20
