@@ -96,7 +96,7 @@ def test_the_kernel_sends_a_mebibyte_at_a_time(disk: FuseDisk, place: str) -> No
                 sent = _write_direct(disk, path, memory)
     assert disk.content()[: len(data)] == data
     # A loop device takes 128 pieces of memory at a time, which may be single pages.
-    assert max(length for _, _, length in sent) in ([MIB] if place == "file" else [MIB, MIB // 2])
+    assert max(length for _, _, length in sent) >= (MIB if place == "file" else MIB // 2)
     assert sum(length for _, _, length in sent) == len(data)
 
 

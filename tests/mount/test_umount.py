@@ -77,7 +77,12 @@ def test_a_mount_is_found_by_every_name_of_it(
         "file": record["file"],
     }
     answer = json.loads(bench.succeed("umount", names[name], "--json"))
-    assert answer == {"id": record["id"], "mountpoint": record["mountpoint"], "ended": True}
+    assert answer == {
+        "id": record["id"],
+        "mountpoint": record["mountpoint"],
+        "ended": True,
+        "upper": None,
+    }
     assert bench.leftovers() == []
 
 

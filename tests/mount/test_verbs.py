@@ -52,7 +52,7 @@ def test_the_mount_point_is_printed_when_it_can_be_read(bench: MountBench, image
     assert listed["digest"].startswith("sha256:")
     assert listed["stats"]["bytes_total"] > listed["stats"]["bytes_fetched"] == 0  # all is local
     row = hybrid(bench, "list").stdout.splitlines()[1].split()
-    assert row[:4] == [listed["id"], "ready", "fuse", "ext4"]
+    assert row[:5] == [listed["id"], "ready", "fuse", "ro", "ext4"]
     assert bench.succeed("umount", "mnt") == ""
     assert bench.leftovers() == []
 

@@ -109,10 +109,15 @@ class RawDevice(Device):
         check_range(offset, length, self.size, self.name)
         self._note(f"discard {offset} {length}")
         end = offset + length
-        for start in range(offset, end, 1 << 20):
-            size = min(1 << 20, end - start)
-            if any(os.pread(self._fd, size, start)):
-                os.pwrite(self._fd, bytes(size), start)
+        while offset < end:
+            try:
+                offset = os.lseek(self._fd, offset, os.SEEK_DATA)
+            except OSError:
+                return  # nothing but holes from here on
+            size = min(1 << 20, end - offset)
+            if size > 0:
+                os.pwrite(self._fd, bytes(size), offset)
+            offset += size
 
     def _note(self, line: str) -> None:
         if self._trace:
