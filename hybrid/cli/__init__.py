@@ -20,6 +20,7 @@ from hybrid.errors import EXIT_BUG, EXIT_INTERRUPTED, HybridError, StorageFullEr
 VERBS = {
     "mount": ("hybrid.cli.mount", "Mount an image; its blocks are fetched when they are read."),
     "umount": ("hybrid.cli.umount", "Take a mount away, with its loop device and server."),
+    "snapshot": ("hybrid.cli.snapshot", "Seal the changes of a writable mount; go on above them."),
     "list": ("hybrid.cli.list", "List the mounts of this user."),
     "resume": ("hybrid.cli.resume", "Give a mount whose server died a new one (mode tcmu)."),
     "doctor": ("hybrid.cli.doctor", "Tell which modes work here, and what is missing."),

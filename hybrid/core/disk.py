@@ -48,11 +48,13 @@ class LayeredDevice(Device):
     def push(self, layer: Layer) -> None:
         """Put a layer on top of the others. Requests that wait are answered as before it.
 
-        The size of the disk stays. Raises UnsupportedError for more than 255 layers.
+        The disk grows to the size that the layer states. Raises UnsupportedError for more than 255
+        layers.
         """
         self.check_room()
         self.segments = lsmt.restack(layer.segments or lsmt.SegmentMap(), self.segments)
         layer.segments = None
+        self.size = max(self.size, layer.record.virtual_size)
         self.layers.append(layer)
         self._files = (layer, *self._files)
 

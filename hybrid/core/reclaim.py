@@ -28,7 +28,7 @@ class Reclaimer:
         Sorted, and neighbours joined.
         """
         due: list[tuple[int, int]] = []
-        for begin, length in _joined(dead):
+        for begin, length in joined(dead):
             end = begin + length
             first = -(-begin // BLOCK_SECTORS)
             last = end // BLOCK_SECTORS
@@ -41,7 +41,7 @@ class Reclaimer:
                 due.append((first * BLOCK_SECTORS, (last - first) * BLOCK_SECTORS))
             if end % BLOCK_SECTORS:
                 self._note(last, last * BLOCK_SECTORS, end, due)
-        return [(begin * SECTOR, length * SECTOR) for begin, length in _joined(due)]
+        return [(begin * SECTOR, length * SECTOR) for begin, length in joined(due)]
 
     def _note(self, block: int, begin: int, end: int, due: list[tuple[int, int]]) -> None:
         base = block * BLOCK_SECTORS
@@ -54,11 +54,12 @@ class Reclaimer:
         self._partial[block] = bits
 
 
-def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    joined: list[tuple[int, int]] = []
+def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges (begin, length) sorted, and those that touch made one."""
+    result: list[tuple[int, int]] = []
     for begin, length in sorted(ranges):
-        if joined and sum(joined[-1]) == begin:
-            joined[-1] = (joined[-1][0], joined[-1][1] + length)
+        if result and sum(result[-1]) == begin:
+            result[-1] = (result[-1][0], result[-1][1] + length)
         else:
-            joined.append((begin, length))
-    return joined
+            result.append((begin, length))
+    return result

@@ -2,14 +2,15 @@
 
 Codec: ``upper_log`` (spec: lsmt 8). What is promised, and how it is kept:
 
-* **A write is whole or absent after a crash.** Data is appended, never overwritten. The index file
-  gets an entry only after the data is on stable storage.
+* **A write is whole or absent after a crash.** Data goes where nothing is that counts. The index
+  file gets an entry only after the data is on stable storage.
 * **What a flush has confirmed is there after any crash.** ``flush`` synchronises data, then
   appends entries and synchronises those.
 * **What was acknowledged survives the death of the process**, since the kernel has it: the
   ``unflushed`` file lists it for the next process. After a restart of the system it is ignored.
-* **Space comes back.** What was overwritten or discarded is punched out of the data file, but only
-  after the flush that made its successor durable; the log is rewritten when it is mostly history.
+* **Space comes back.** What was overwritten or discarded is written to again, or punched out of the
+  data file, but only after the flush that made its successor durable; the log is rewritten when it
+  is mostly history.
 * **A failed synchronisation is final** (``broken``): the kernel may have dropped what it could not
   write, so that a later success would mean nothing. The layer can be opened again.
 
@@ -33,6 +34,7 @@ from hybrid.core.device import SECTOR, Buffer
 from hybrid.core.lsmt import ENTRY_SIZE, MAX_LENGTH, ZEROED, LayerRecord
 from hybrid.core.pair import read_pair_record
 from hybrid.core.reclaim import Reclaimer
+from hybrid.core.space_pool import SpacePool
 from hybrid.core.storage import Storage, StoredFile
 from hybrid.core.unflushed import UnflushedFile, unflushed_path
 from hybrid.core.upper_log import LOG_BEGIN, Entry
@@ -50,8 +52,17 @@ _ALIGNMENT = 4096
 """Writes of at least this size begin at a multiple of it, so that their space can be freed."""
 _MIN_HISTORY = 4096
 """Entries of a log that are not worth rewriting it."""
+_WHILE_OPEN, _AT_REST = 16, 2
+"""How many times longer than need be a log may get before it is rewritten: while the layer is in
+use, and when it is opened or closed."""
 _RESERVE = 1 << 16
 """Bytes of the index file that are reserved at a time."""
+_MAX_REUSED = 1 << 16
+"""Bytes of a write that looks for free space within the file."""
+_POOL_BYTES = 64 << 20
+"""Free bytes within the file that are kept for such writes; at least an eighth of the live data."""
+_PUNCHES = 256
+"""Ranges that one flush gives back, at most."""
 _SLACK = 1 << 20
 """Bytes on the disk beyond the live data that are not worth looking for at opening."""
 
@@ -113,9 +124,12 @@ class Upper:
         self._dead: list[tuple[int, int]] = []
         """Ranges of the data file (sectors) whose successors are in ``_pending``."""
         self._freed: list[tuple[int, int]] = []
-        """Ranges (bytes) that may be punched, but for a hold."""
+        """Ranges (bytes) that are free, but for a hold."""
         self._holds = 0
         self._reclaimer = Reclaimer()
+        self._pool = SpacePool()
+        self._live = 0
+        """Bytes of the data file that are referred to."""
         self._unflushed = unflushed
         self._flushing = trio.Lock()
 
@@ -149,14 +163,23 @@ class Upper:
         """
         if self.broken is not None:
             raise self.broken
-        position = self._end
-        if len(data) >= _ALIGNMENT:
+        # Long data stays together; short data fills what is free first.
+        reused = self._pool.take(len(data)) if len(data) <= _MAX_REUSED else None
+        position = self._end if reused is None else reused
+        if reused is None and len(data) >= _ALIGNMENT:
             position += -position % _ALIGNMENT
-        self._data.write(position, data)
-        self._note(sector, len(data) // SECTOR, position // SECTOR)
-        if position > self._end:
-            self._dead.append((self._end // SECTOR, (position - self._end) // SECTOR))
-        self._end = position + len(data)
+        try:
+            self._data.write(position, data)
+            self._note(sector, len(data) // SECTOR, position // SECTOR)
+        except HybridError:
+            if reused is not None:
+                self._pool.add([(reused, len(data))])
+            raise
+        self._live += len(data)
+        if reused is None:
+            if position > self._end:
+                self._dead.append((self._end // SECTOR, (position - self._end) // SECTOR))
+            self._end = position + len(data)
 
     def zero(self, sector: int, count: int) -> None:
         """Map ``count`` sectors to zeros, which hide what is below. Raises as ``write``."""
@@ -178,7 +201,10 @@ class Upper:
         self._reserve(number + 1)
         self._unflushed.put(number, entry)
         self._pending[number:] = [entry]
-        self._dead += self.segments.put(start, start + count, location)
+        dead = self.segments.put(start, start + count, location)
+        if dead:
+            self._dead += dead
+            self._live -= SECTOR * sum(length for _, length in dead)
 
     def _reserve(self, entries: int) -> None:
         """A write is only taken if its entry can be stored: a full disk must not show in flush."""
@@ -242,11 +268,15 @@ class Upper:
 
     async def _tidy(self) -> None:
         """After a flush: free space, forget what is stored, shorten the log."""
-        if self._freed and not self._holds:
-            freed, self._freed = self._freed, []
-            await trio.to_thread.run_sync(self._punch, freed)
+        if not self._holds:
+            self._pool.add(self._freed)
+            self._freed = []
+        # A few at a time, since others wait for this flush.
+        excess = self._pool.take_excess(max(_POOL_BYTES, self._live // 8), _PUNCHES)
+        if excess:
+            await trio.to_thread.run_sync(self._punch, excess)
         self._unflushed.forget(self._pending)
-        if not self._pending and self._is_mostly_history(16):
+        if not self._pending and self._is_mostly_history(_WHILE_OPEN):
             await trio.to_thread.run_sync(self._rewrite_log, self.segments.snapshot())
 
     def _punch(self, freed: list[tuple[int, int]]) -> None:
@@ -330,7 +360,9 @@ class Upper:
         """Flush, tidy up, and let go of the files. Raises if the flush fails, after letting go."""
         try:
             await self.flush()
-            if self._is_mostly_history(2):
+            # The rest is used again next time: to give back each block would take long.
+            await trio.to_thread.run_sync(self._punch, self._pool.take_long(_MAX_REUSED))
+            if self._is_mostly_history(_AT_REST):
                 await trio.to_thread.run_sync(self._rewrite_log, self.segments.snapshot())
             # Another program may write to the layer next, and would not look at this file.
             self._unflushed.remove()
@@ -387,7 +419,7 @@ class Upper:
         self._data.sync()
         self._index.sync()
         # Before what is unflushed goes into the map: the log is only for what is durable.
-        if dropped or torn or self._is_mostly_history(2):
+        if dropped or torn or self._is_mostly_history(_AT_REST):
             self._rewrite_log(self.segments.snapshot())
         self._pending = self._unflushed.left
         for start, count, location in self._pending:
@@ -398,14 +430,14 @@ class Upper:
 
     def _reclaim_leftovers(self) -> None:
         """What nothing refers to: of writes that a crash cut off, or not freed in time."""
-        live = SECTOR * sum(found.length for found in self.segments if not found.zeroed)
-        if self._data.used() <= live + _SLACK:
+        self._live = SECTOR * sum(found.length for found in self.segments if not found.zeroed)
+        if self._data.used() <= self._live + _SLACK:
             return
         unused = self.segments.unreferenced(upper_log.DATA_BEGIN, self._end // SECTOR)
         if self._pending:
             self._dead = unused  # with what the pending entries replace
         else:
-            self._punch(self._reclaimer.add(unused))
+            self._pool.add(self._reclaimer.add(unused))
 
     def _is_mostly_history(self, times: int) -> bool:
         """Whether the log has more than so many times the entries that it needs."""

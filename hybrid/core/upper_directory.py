@@ -118,8 +118,9 @@ class UpperDirectory:
 
     def note(self, **changes: Any) -> None:
         """Change the manifest, durably."""
-        self.manifest = replace(self.manifest, **changes)
-        write_manifest(self.storage, self.path, self.manifest)
+        manifest = replace(self.manifest, **changes)
+        write_manifest(self.storage, self.path, manifest)
+        self.manifest = manifest
 
     async def open(self, lower: LayeredDevice | None, name: str) -> WritableDisk:
         """Open for writing, over the disk of the image; closing closes that too.

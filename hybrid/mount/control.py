@@ -3,7 +3,11 @@
     {"command": "status"}   ->  {"id", "pid", "handles", "read_errors", "stats": {...}}
     {"command": "stats"}    ->  {"stats": {...}}
     {"command": "stop"}     ->  {"stopping": true}: an orderly end, as with SIGTERM
+    {"command": "checkpoint", "lock": PATH}  ->  {"point": {...}}, see WritableDisk.checkpoint
+    {"command": "snapshot"} ->  {"sealed": PATH}
     anything else           ->  {"error": "..."}
+
+A command that fails answers {"failure": {...}}, a HybridError as ``encode_error`` has it.
 
 The socket has mode 0600 in a 0700 directory.
 """
@@ -12,19 +16,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from hybrid.errors import (
+    HybridError,
+    TimeoutExpiredError,
+    UnsupportedError,
+    decode_error,
+    encode_error,
+)
+
 _MAX_LINE = 64 * 1024  # bytes of a request or answer
 _IDLE_SECONDS = 10.0
 _BACKLOG = 16
 
 Answer = dict[str, Any]
-Handler = Callable[[], Answer]
+Handler = Callable[[Answer], Awaitable[Answer]]
+"""Is given the whole request."""
 
 
 @contextmanager
@@ -54,7 +67,7 @@ async def serve(listener: trio.SocketListener, handlers: Mapping[str, Handler]) 
         async with stream:
             try:
                 async for line in _lines(stream):
-                    await stream.send_all(_encode(_answer(line, handlers)))
+                    await stream.send_all(_encode(await _answer(line, handlers)))
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                 return
 
@@ -73,35 +86,56 @@ async def _lines(stream: trio.SocketStream) -> Any:
             yield line
 
 
-def _answer(line: bytes, handlers: Mapping[str, Handler]) -> Answer:
+async def _answer(line: bytes, handlers: Mapping[str, Handler]) -> Answer:
     try:
-        command = json.loads(line)["command"]
-        handler = handlers[command]
+        request = json.loads(line)
+        handler = handlers[request["command"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         return {"error": f"no such command; there are: {', '.join(handlers)}"}
-    return handler()
+    try:
+        return await handler(request)
+    except HybridError as error:
+        return {"failure": encode_error(error)}
 
 
 def _encode(value: Answer) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-async def ask(path: Path, command: str, seconds: float) -> Answer | None:
+def order(path: Path, command: str, seconds: float, **fields: Any) -> Answer:
+    """Let a server carry out a command, and return what it answers.
+
+    Raises what went wrong there, or TimeoutExpiredError: no answer within ``seconds``.
+    """
+    answer = trio.run(ask, path, {"command": command, **fields}, seconds)
+    if answer is None:
+        raise TimeoutExpiredError(
+            f"the server at {path} gave no answer to {command!r} within {seconds:g} seconds",
+            hint="`hybrid list` shows whether it lives",
+        )
+    if "failure" in answer:
+        raise decode_error(answer["failure"])
+    if "error" in answer:
+        raise UnsupportedError(f"the server at {path} does not know {command!r}")
+    return answer
+
+
+async def ask(path: Path, request: Answer, seconds: float) -> Answer | None:
     """One question to one server; None if there is no good answer within ``seconds``."""
     with trio.move_on_after(seconds):
         try:
-            return await _ask(path, command)
+            return await _ask(path, request)
         except (OSError, ValueError, trio.BrokenResourceError):
             return None
     return None
 
 
-async def _ask(path: Path, command: str) -> Answer | None:
+async def _ask(path: Path, request: Answer) -> Answer | None:
     client = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     with _short_path(path) as short, client:
         await client.connect(short)
         async with trio.SocketStream(client) as stream:
-            await stream.send_all(_encode({"command": command}))
+            await stream.send_all(_encode(request))
             received = b""
             while not received.endswith(b"\n"):
                 part = await stream.receive_some(_MAX_LINE)
@@ -117,7 +151,7 @@ def ask_all(paths: Sequence[Path], command: str, seconds: float) -> list[Answer 
     answers: list[Answer | None] = [None] * len(paths)
 
     async def ask_into(index: int) -> None:
-        answers[index] = await ask(paths[index], command, seconds)
+        answers[index] = await ask(paths[index], {"command": command}, seconds)
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:

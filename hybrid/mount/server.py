@@ -25,7 +25,8 @@ from pathlib import Path
 import trio
 
 from hybrid.core.device import Device
-from hybrid.errors import HybridError
+from hybrid.core.upper_directory import WritableDisk
+from hybrid.errors import HybridError, UnsupportedError
 from hybrid.mount import control
 from hybrid.mount.channel import Ready, ServerEnd
 from hybrid.mount.filesystems import HEAD_BYTES, DetectedFilesystem, detect
@@ -135,7 +136,13 @@ class MountServer:
         record = self._job.record
         record.control.unlink(missing_ok=True)  # of the server that died
         listener = await control.listen(record.control)
-        handlers = {"status": self._status, "stats": self._stats, "stop": self._stop}
+        handlers: dict[str, control.Handler] = {
+            "status": self._answer_status,
+            "stats": self._answer_stats,
+            "stop": self._stop,
+            "checkpoint": self._checkpoint,
+            "snapshot": self._snapshot,
+        }
         async with trio.open_nursery() as nursery:
             nursery.start_soon(control.serve, listener, handlers)
             nursery.start_soon(self._channel.send_serving)
@@ -189,21 +196,35 @@ class MountServer:
         if self._umount is None or self._umount.poll() is not None:
             self._umount = _start_umount(self._job.record)
 
-    def _status(self) -> control.Answer:
+    async def _answer_status(self, request: control.Answer) -> control.Answer:
         return {
             "id": self._job.record.id,
             "pid": os.getpid(),
             **(self._serving.counters() if self._serving else {}),
-            **self._stats(),
+            **await self._answer_stats(request),
         }
 
-    def _stats(self) -> control.Answer:
+    async def _answer_stats(self, request: control.Answer) -> control.Answer:
         return {"stats": self._device.stats() if self._device else {}}
 
-    def _stop(self) -> control.Answer:
+    async def _stop(self, request: control.Answer) -> control.Answer:
         # After the answer has been sent, since this may end the run at its next checkpoint.
         trio.lowlevel.current_trio_token().run_sync_soon(self._end_orderly)
         return {"stopping": True}
+
+    async def _checkpoint(self, request: control.Answer) -> control.Answer:
+        return {"point": await self._disk().checkpoint(Path(str(request.get("lock"))))}
+
+    async def _snapshot(self, request: control.Answer) -> control.Answer:
+        return {"sealed": str(await self._disk().snapshot())}
+
+    def _disk(self) -> WritableDisk:
+        if isinstance(self._device, WritableDisk):
+            return self._device
+        raise UnsupportedError(
+            f"mount {self._job.record.id} has no directory of changes",
+            hint="mount an image with --rw; the upper of a config is committed unmounted",
+        )
 
 
 async def _describe(device: Device, size: int) -> Ready:

@@ -279,13 +279,6 @@ async def test_truncated_blob_is_named(config: GlobalConfig, tmp_path: Path) -> 
         await open_image(ImageRequest(f"oci:{tmp_path / 'layout'}:cut", config))
 
 
-@pytest.mark.parametrize("name", ["img2rw", "img2sp", "img-v0"])
-async def test_writable_uppers_are_refused(config: GlobalConfig, name: str) -> None:
-    path = golden.tree() / "img" / f"{name}.config.json"
-    with pytest.raises(UnsupportedError, match="writable upper"):
-        await open_image(ImageRequest(str(path), config))
-
-
 async def test_turbo_lowers_are_refused(config: GlobalConfig) -> None:
     path = golden.tree() / "turbooci" / "turbo1.config.json"
     with pytest.raises(UnsupportedError, match="TurboOCI"):

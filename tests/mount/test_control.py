@@ -11,6 +11,7 @@ import trio
 from pytest_trio import trio_fixture
 from support.mounting import ImageMaker, MountBench, poll_until
 
+from hybrid.errors import BusyError, TimeoutExpiredError, UnsupportedError
 from hybrid.mount import control
 
 
@@ -21,23 +22,29 @@ async def path(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Path]:
     directory.mkdir()
     listener = await control.listen(directory / "control")
 
-    def crowd() -> dict[str, Any]:
-        return {"crowd": "x" * 10_000}
+    async def stats(request: control.Answer) -> control.Answer:
+        return {"n": 1}
 
-    nursery.start_soon(control.serve, listener, {"stats": lambda: {"n": 1}, "crowd": crowd})
+    async def crowd(request: control.Answer) -> control.Answer:
+        return {"crowd": "x" * request.get("letters", 10_000)}
+
+    async def fail(request: control.Answer) -> control.Answer:
+        raise BusyError("not now", hint="later")
+
+    nursery.start_soon(control.serve, listener, {"stats": stats, "crowd": crowd, "fail": fail})
     yield directory / "control"
 
 
 async def test_an_answer(path: Path) -> None:
-    assert await control.ask(path, "stats", 1) == {"n": 1}
-    answer = await control.ask(path, "crowd", 1)
+    assert await control.ask(path, {"command": "stats"}, 1) == {"n": 1}
+    answer = await control.ask(path, {"command": "crowd"}, 1)
     assert answer is not None
     assert len(answer["crowd"]) == 10_000
 
 
 async def test_unknown_commands_and_nonsense_get_an_error(path: Path) -> None:
-    answer = await control.ask(path, "format", 1)
-    assert answer == {"error": "no such command; there are: stats, crowd"}
+    answer = await control.ask(path, {"command": "format"}, 1)
+    assert answer == {"error": "no such command; there are: stats, crowd, fail"}
     client = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     with control._short_path(path) as short, client:
         await client.connect(short)
@@ -47,7 +54,24 @@ async def test_unknown_commands_and_nonsense_get_an_error(path: Path) -> None:
         stream = trio.SocketStream(client)
         await stream.send_all(b"x" * 65537)  # no line at all: hung up on
         assert await stream.receive_some(1000) == b""
-    assert await control.ask(path, "stats", 1) == {"n": 1}
+    assert await control.ask(path, {"command": "stats"}, 1) == {"n": 1}
+
+
+async def test_orders(path: Path) -> None:
+    def order(command: str, **fields: Any) -> dict[str, Any]:
+        return control.order(path, command, 5, **fields)
+
+    assert await trio.to_thread.run_sync(lambda: order("crowd", letters=3)) == {"crowd": "xxx"}
+    with pytest.raises(BusyError, match="not now") as caught:
+        await trio.to_thread.run_sync(order, "fail")
+    assert caught.value.hint == "later"
+    with pytest.raises(UnsupportedError, match="'format'"):
+        await trio.to_thread.run_sync(order, "format")
+
+
+def test_an_order_without_an_answer_ends(tmp_path: Path) -> None:
+    with pytest.raises(TimeoutExpiredError, match="no answer"):
+        control.order(tmp_path / "missing", "snapshot", 0.2)
 
 
 def test_silence_is_bounded_for_all_together(tmp_path: Path) -> None:

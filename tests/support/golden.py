@@ -309,4 +309,6 @@ def copy_writable(folder: Path, name: str, target: Path) -> None:
     else:
         assert archive is not None, name
         with zstandard.open(archive, "rb") as packed:
-            subprocess.run(["tar", "-xSf", "-", "-C", target, name], input=packed.read(), check=True)
+            subprocess.run(
+                ["tar", "-xSf", "-", "-C", target, name], input=packed.read(), check=True
+            )

@@ -9,6 +9,7 @@ Errors become exit codes through the real ``hybrid.cli.main``. Prints the record
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import signal
 import sys
@@ -17,10 +18,12 @@ from typing import Any
 
 import click
 import trio
+from support.crash_storage import RecordingStorage
 
 import hybrid.cli
 from hybrid.cli.output import print_json
 from hybrid.core.device import Buffer, Device, check_range
+from hybrid.core.upper_directory import UpperDirectory
 from hybrid.errors import FormatError, StorageFullError
 from hybrid.mount.attach import MountRequest, attach
 from hybrid.mount.foreground import supervise
@@ -155,6 +158,9 @@ def _overlaps(bad: range, offset: int, length: int) -> bool:
 @click.option("--mode", default="auto")
 @click.option("--remote", is_flag=True)
 @click.option("--writable", is_flag=True)
+@click.option(
+    "--record", default="", help="RAW is a directory of changes; what is done there goes to a file"
+)
 @click.option("--error-at", help="FIRST-END: byte range whose reads fail")
 @click.option("--bug-at", help="byte range whose reads raise KeyError")
 @click.option("--hang-at", help="byte range whose reads never end")
@@ -170,10 +176,17 @@ def mount_raw(
     mode: str,
     opening: str,
     writable: bool,
+    record: str,
     **faults: str,
 ) -> None:
-    origin = {"raw": str(raw), "opening": opening, "writable": writable, "faults": faults}
-    record = attach(
+    origin = {
+        "raw": str(raw),
+        "opening": opening,
+        "writable": writable,
+        "faults": faults,
+        "record": record,
+    }
+    made = attach(
         MountRequest(
             raw.name,
             opener(origin),
@@ -184,10 +197,10 @@ def mount_raw(
             changes=Changes() if writable else None,
         )
     )
-    print_json(describe_record(record, "ready"))
+    print_json(describe_record(made, "ready"))
     sys.stdout.flush()
     if foreground:
-        supervise(record)
+        supervise(made)
 
 
 @click.command("resume")
@@ -210,9 +223,27 @@ def opener(origin: dict[str, Any]) -> OpenDevice:
                 raise KeyError("a bug while opening")
             case "hang":
                 await trio.sleep_forever()
+        if origin["record"]:
+            return await open_recorded(Path(origin["raw"]), Path(origin["record"]))
         return RawDevice(Path(origin["raw"]), origin["faults"], writable=origin["writable"])
 
     return open_device
+
+
+async def open_recorded(directory: Path, record: Path) -> Device:
+    """The disk of a directory of changes; at its end, all that was done there is in ``record``."""
+    storage = RecordingStorage(directory)
+    disk = await UpperDirectory(directory, storage).open(None, "recorded")
+    close = disk.aclose
+
+    async def close_and_tell() -> None:
+        try:
+            await close()
+        finally:
+            record.write_bytes(pickle.dumps(storage.log))  # noqa: ASYNC240
+
+    disk.aclose = close_and_tell  # type: ignore[method-assign]
+    return disk
 
 
 class _Verbs(hybrid.cli.LazyGroup):
