@@ -336,7 +336,9 @@ def _upper_plan(upper: UpperConfig) -> BlobPlan:
     async def open_blob() -> Source:
         return FileSource(upper.data)
 
-    return BlobPlan(str(upper.data), open_blob, lambda: open_pair(upper.data, upper.index))
+    return BlobPlan(
+        str(upper.data), open_blob, lambda: open_pair(upper.data, upper.index, lock=True)
+    )
 
 
 async def _open_remote(
