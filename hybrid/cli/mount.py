@@ -16,7 +16,6 @@ from hybrid.mount.foreground import supervise
 from hybrid.mount.listing import describe_record
 from hybrid.mount.origin import ImageOrigin
 from hybrid.mount.preflight import MODES
-from hybrid.mount.upper_place import plan_changes
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +74,11 @@ def command(
     if not rw and (upper or size or no_journal):
         raise UsageError("--upper, --size and --no-journal are for --rw", hint="add --rw")
     origin = ImageOrigin.of_command(image, platform, insecure, config)
-    changes = plan_changes(origin.image, upper, parse_size(size)) if rw else None
-    if changes:
+    changes = None
+    if rw:
+        from hybrid.mount.upper_place import plan_changes  # what read-only mounts do without
+
+        changes = plan_changes(origin.image, upper, parse_size(size))
         origin = origin.written_to(changes)
     settings = origin.load_settings()
     record = attach(

@@ -86,24 +86,30 @@ class UpperDirectory:
     ) -> UpperDirectory:
         """Make a new layer in an empty directory, or in one that is made here. Durable.
 
-        Raises UsageError if there is something else in it.
+        Raises UsageError if there is something else in it, and BusyError if another process is
+        making one there.
         """
         storage = storage or Storage()
         made = not path.exists()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise UsageError(
-                f"{path} is neither empty nor a writable layer of hybrid",
-                hint="name another directory",
-            )
+        # Of two that find it empty, the second must not undo what the first has made.
+        lock = _lock_directory(path)
         try:
-            manifest = replace(manifest, id=secrets.token_hex(16))
-            create_pair(storage, path / manifest.data, path / manifest.index, manifest.size)
-            write_manifest(storage, path, manifest)
-            storage.sync_directory(path.parent)
-        except BaseException:
-            destroy(path, keep_directory=not made)
-            raise
+            if any(path.iterdir()):
+                raise UsageError(
+                    f"{path} is neither empty nor a writable layer of hybrid",
+                    hint="name another directory",
+                )
+            try:
+                manifest = replace(manifest, id=secrets.token_hex(16))
+                create_pair(storage, path / manifest.data, path / manifest.index, manifest.size)
+                write_manifest(storage, path, manifest)
+                storage.sync_directory(path.parent)
+            except BaseException:
+                destroy(path, keep_directory=not made)
+                raise
+        finally:
+            os.close(lock)
         return cls(path, storage)
 
     @property

@@ -15,6 +15,7 @@ from typing import Any
 
 from hybrid.errors import FormatError, HybridError, SystemSupportError
 from hybrid.mount import kernel, preflight, preparing
+from hybrid.mount.changes import Changes
 from hybrid.mount.channel import ParentEnd, Ready
 from hybrid.mount.daemon import fork_server
 from hybrid.mount.detach import force_end, unmount_ours
@@ -24,7 +25,6 @@ from hybrid.mount.last_flush import wait_flushed
 from hybrid.mount.origin import OpenDevice
 from hybrid.mount.server import ServerJob
 from hybrid.mount.state import MountRecord, Recorder, create_record, exclusive_records
-from hybrid.mount.upper_place import Changes
 
 _STOP_SECONDS = 3.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

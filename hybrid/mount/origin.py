@@ -18,7 +18,7 @@ from hybrid.core.reference import (
     parse_image,
 )
 from hybrid.errors import NotFoundError
-from hybrid.mount.upper_place import Changes, UpperPlace
+from hybrid.mount.changes import Changes
 
 OpenDevice = Callable[[], Awaitable[Device]]
 """Opens the disk; called once, in the server process, inside its trio run."""
@@ -75,10 +75,7 @@ class ImageOrigin:
     def written_to(self, changes: Changes) -> ImageOrigin:
         """The same image to be written to."""
         place = changes.place
-        if not isinstance(place, UpperPlace):
-            return replace(self, writable=True, size=changes.size)
-        upper = str(place.directory)
-        return replace(self, writable=True, upper=upper, size=changes.size, token=place.token)
+        return replace(self, writable=True, upper=place.upper, size=changes.size, token=place.token)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], digest: str) -> ImageOrigin:

@@ -115,6 +115,7 @@ class MountTable:
         self._table = os.open(Path("/proc/self/mountinfo"), os.O_RDONLY | os.O_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._table, select.EPOLLPRI)
+        self._is_new = True
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -122,6 +123,12 @@ class MountTable:
         os.close(self._table)
 
     async def wait_changed(self) -> None:
-        """Return at the first call, and then after each change of the table."""
+        """Return at the first call, and then after each change of the table.
+
+        A server that takes over may come too late to see its mount go.
+        """
+        if self._is_new:
+            self._is_new = False
+            return
         await trio.lowlevel.wait_readable(self._epoll.fileno())
         self._epoll.poll(0)

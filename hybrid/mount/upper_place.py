@@ -9,9 +9,9 @@ DATA is $HYBRID_DATA_DIR if set, /var/lib/hybrid for root, $XDG_DATA_HOME/hybrid
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from hybrid.config import load_image_config
@@ -19,6 +19,7 @@ from hybrid.core.reference import ConfigReference, parse_image
 from hybrid.core.storage_errors import storage_error
 from hybrid.core.upper_directory import UpperDirectory, destroy
 from hybrid.errors import HybridError, NotFoundError, UsageError
+from hybrid.mount.changes import Changes, Place
 
 _TOKEN_BYTES = 4
 
@@ -34,16 +35,6 @@ def data_root() -> Path:
     return (Path(home) if home else Path.home() / ".local" / "share") / "hybrid"
 
 
-class Place:
-    """What a mount needs to have made for its changes. This one: nothing, it is there already."""
-
-    def make(self) -> None:
-        """Raises UsageError, and what writing raises."""
-
-    def take_back(self) -> None:
-        """The mount did not come to be, and nobody uses the place any more."""
-
-
 class UpperPlace(Place):
     """One directory, made if it is absent, and put back as it was if the mount does not come to be.
 
@@ -53,6 +44,7 @@ class UpperPlace(Place):
 
     def __init__(self, directory: Path, token: str) -> None:
         self.directory = directory
+        self.upper = str(directory)
         self.token = token
         self._made: list[Path] = []
         self._was_empty = False
@@ -78,11 +70,25 @@ class UpperPlace(Place):
             self._made.append(directory)
 
     def take_back(self) -> None:
-        if self._was_empty and self._is_ours():
-            destroy(self.directory, keep_directory=True)
+        if self._was_empty:
+            self._empty()
         for directory in reversed(self._made):
             with contextlib.suppress(OSError):
                 directory.rmdir()
+
+    def _empty(self) -> None:
+        try:
+            lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as UpperDirectory does
+            if self._is_ours():
+                destroy(self.directory, keep_directory=True)
+        except BlockingIOError:
+            return  # somebody else has begun to use it
+        finally:
+            os.close(lock)
 
     def _is_ours(self) -> bool:
         try:
@@ -91,26 +97,6 @@ class UpperPlace(Place):
             return True  # our server ended before it had finished
         except HybridError:
             return False
-
-
-@dataclass(frozen=True)
-class Changes:
-    """Where the changes of one mount go."""
-
-    name: str = ""
-    """The directory, or the file of a config's own upper; "" for a Device without either."""
-    size: int = 0
-    """Bytes that the disk shall have, and its file system fill; 0: as they are."""
-    place: Place = field(default_factory=Place)
-
-    def check_outside(self, mountpoint: Path) -> None:
-        """Raises UsageError if the changes of a mount were to be kept in the mounted tree."""
-        place, tree = os.path.realpath(self.name), os.path.realpath(mountpoint)
-        if self.name and f"{place}/".startswith(f"{tree.rstrip('/')}/"):
-            raise UsageError(
-                f"the changes cannot be kept in {self.name}, below the mount point",
-                hint="name a directory elsewhere",
-            )
 
 
 def plan_changes(image: str, upper: Path | None, size: int) -> Changes:

@@ -254,6 +254,22 @@ def test_an_upper_on_a_read_only_file_system(
         subprocess.run(["umount", place], check=True)
 
 
+def test_no_space_for_an_upper(bench: ImageBench, images: ImageMaker, tmp_path: Path) -> None:
+    config = config_of(images.get("ext4"), tmp_path / "image")
+    place = tmp_path / "place"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], check=True)
+    try:
+        (place / "ballast").write_bytes(bytes(60 * 1024))
+        line = bench.fail(
+            "mount", "--rw", "--upper", place / "upper", config, bench.mountpoint, code=13
+        )
+        assert "No space left" in line
+        assert not (place / "upper").exists()
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 def test_a_start_that_fails_takes_back_what_it_made(
     bench: ImageBench, images: ImageMaker, tmp_path: Path
 ) -> None:

@@ -37,6 +37,39 @@ def test_what_mkfs_makes(
     assert found.mounts_files == (fstype == "erofs")
 
 
+@pytest.mark.parametrize(
+    ("kind", "can", "lacks", "check", "options"),
+    [
+        ("ext4", True, False, False, ""),
+        ("ext4-nojournal", True, True, False, ""),
+        ("ext4-dirty", True, False, True, ""),
+        ("ext3", True, False, False, ""),
+        ("ext2", True, True, False, ""),
+        ("xfs", True, False, False, "nouuid"),
+        ("erofs", False, False, False, ""),
+        ("squashfs", False, False, False, ""),
+        ("btrfs", True, False, False, ""),
+    ],
+)
+def test_what_writing_takes(
+    images: ImageMaker, kind: str, can: bool, lacks: bool, check: bool, options: str
+) -> None:
+    found = detect(head_of(images, kind))
+    assert found is not None
+    assert (found.can_be_written, found.lacks_journal, found.wants_check) == (can, lacks, check)
+    assert found.writing_options == options
+    assert found.is_ext == kind.startswith("ext")
+
+
+@pytest.mark.parametrize("state", [0, 2, 3, 5])
+def test_an_ext4_with_errors_or_in_use_is_checked(images: ImageMaker, state: int) -> None:
+    head = bytearray(head_of(images, "ext4"))
+    head[1024 + 58 : 1024 + 60] = state.to_bytes(2, "little")
+    found = detect(head)
+    assert found is not None
+    assert found.wants_check
+
+
 def test_a_btrfs_with_a_log_tree_is_mounted_without_it(images: ImageMaker) -> None:
     head = bytearray(head_of(images, "btrfs"))
     head[65536 + 96 : 65536 + 104] = (123456).to_bytes(8, "little")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.mounting import TESTS, ImageMaker
+from support.raw_image import config_of
 
 USER = f"hybrid-{os.getpid()}"
 _NOT_NEEDED = (
@@ -51,14 +52,14 @@ class Account:
             check=False,
         )
 
-    def hybrid(self, *arguments: object) -> list[str]:
+    def hybrid(self, *arguments: object, module: str = "support.mount_driver") -> list[str]:
         return [
             "env",
             f"PYTHONPATH={self.home}/tests",
             f"HYBRID_STATE_DIR={self.home}/state",
             f"{self.home}/venv/bin/python",
             "-m",
-            "support.mount_driver",
+            module,
             *map(str, arguments),
         ]
 
@@ -136,6 +137,30 @@ def test_a_killed_server_is_cleaned_up(account: Account, images: ImageMaker) -> 
     done = account.run("sh", "-c", script)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["state"] == "dead"
+    assert list((account.home / "state").iterdir()) == []
+
+
+def test_a_writable_file(account: Account, images: ImageMaker) -> None:
+    config = config_of(images.get("ext4"), account.home / "writable")
+    uppers = account.home / ".local" / "share" / "hybrid" / "uppers"
+    mount, again, umount = (
+        " ".join(account.hybrid(*words, module="hybrid"))
+        for words in (
+            ("mount", "--rw", "--no-mount", "--mode", "fuse", config),
+            ("mount", "--rw", "--no-mount", "--mode", "fuse", "--upper", "$(echo $U/*)", config),
+            ("umount", '"$file"'),
+        )
+    )
+    done = account.run(
+        "sh", "-c",
+        f"""set -e; U={uppers}
+        file=$({mount}); echo hello | dd of="$file" conv=notrunc,fsync bs=1 seek=777; {umount}
+        file=$({again}); dd if="$file" bs=1 skip=777 count=5; {umount}""",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "hello"
+    (upper,) = uppers.iterdir()
+    assert (upper.stat().st_uid, upper.stat().st_mode & 0o777) == (account.uid, 0o700)
     assert list((account.home / "state").iterdir()) == []
 
 

@@ -95,6 +95,9 @@ def test_a_last_flush_that_fails_is_told_once(
     if way == "umount":
         subprocess.run(["umount", bench.mountpoint], check=True)
         poll_until(lambda: bench.state_of(record) == "failed", "the end of the server")
+        # Nobody else takes the reason away.
+        assert f"`hybrid umount {record['id']}` tells the reason" in bench.run("gc").stdout
+        assert bench.state_of(record) == "failed"
         assert "may be lost" in bench.fail("umount", record["id"], code=13)
     else:
         line = bench.fail("umount", bench.mountpoint, code=13)

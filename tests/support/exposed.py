@@ -11,9 +11,9 @@ from typing import Any
 from support.mount_driver import opener
 
 from hybrid.mount.attach import MountRequest, attach
+from hybrid.mount.changes import Changes
 from hybrid.mount.detach import detach
 from hybrid.mount.state import MountRecord, read_record
-from hybrid.mount.upper_place import Changes
 
 
 def expose(

@@ -26,12 +26,12 @@ from hybrid.core.device import Buffer, Device, check_range
 from hybrid.core.upper_directory import UpperDirectory
 from hybrid.errors import FormatError, StorageFullError
 from hybrid.mount.attach import MountRequest, attach
+from hybrid.mount.changes import Changes
 from hybrid.mount.foreground import supervise
 from hybrid.mount.listing import describe_record
 from hybrid.mount.origin import OpenDevice
 from hybrid.mount.paths import find_target
 from hybrid.mount.resume import resume
-from hybrid.mount.upper_place import Changes
 
 
 class RawDevice(Device):
