@@ -75,7 +75,8 @@ class LayeredDevice(Device):
             if found is None:
                 missing.append(number)
         await self._fetch(extents, missing, parts)
-        return b"".join(part for found in parts for part in found)
+        pieces = [part for found in parts for part in found]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _fetch(
         self, extents: list[Extent], missing: list[int], parts: list[list[Buffer]]
