@@ -25,6 +25,7 @@ import trio
 from hybrid.core.device import Device
 from hybrid.errors import HybridError
 from hybrid.mount import control
+from hybrid.mount.allocator import keep_freed_memory
 from hybrid.mount.channel import Ready, ServerEnd
 from hybrid.mount.filesystems import HEAD_BYTES, detect
 from hybrid.mount.origin import OpenDevice
@@ -74,6 +75,7 @@ class MountServer:
 
         A server that took over and fails leaves all as it was, for the next one.
         """
+        keep_freed_memory()
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals)
             nursery.start_soon(self._follow_parent)
