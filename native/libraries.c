@@ -35,7 +35,8 @@ const char *bind_lz4(const char *path) {
     const struct symbol symbols[] = {
         {"LZ4_sizeofState", &found.sizeof_state},
         {"LZ4_compressBound", &found.compress_bound},
-        {"LZ4_compress_fast_extState", &found.compress},
+        {"LZ4_initStream", &found.init_stream},
+        {"LZ4_compress_fast_continue", &found.compress_continue},
         {"LZ4_decompress_safe", &found.decompress_safe},
     };
     const char *missing = bind(path, symbols, sizeof symbols / sizeof *symbols);

@@ -6,14 +6,16 @@
 
 enum algorithm { LZ4, ZSTD, ALGORITHMS };
 
-/* Parts of the public, stable interface of liblz4 (since 1.7) and libzstd (since 1.4). */
+/* Parts of the public, stable interface of liblz4 (since 1.9) and libzstd (since 1.4). */
 struct zstd_in { const void *src; size_t size; size_t pos; };
 struct zstd_out { void *dst; size_t size; size_t pos; };
 
 struct lz4_library {
     int (*sizeof_state)(void);
     int (*compress_bound)(int size);
-    int (*compress)(void *state, const char *src, char *dst, int size, int room, int acceleration);
+    void *(*init_stream)(void *state, size_t size);
+    int (*compress_continue)(void *stream, const char *src, char *dst, int size, int room,
+                             int acceleration);
     int (*decompress_safe)(const char *src, char *dst, int size, int room);
 };
 

@@ -36,10 +36,11 @@ struct stored {
 static struct stored find_block(const struct expansion *run, uint64_t number) {
     struct stored block = {run->data, 0, 0};
     uint64_t base = run->offsets[run->first];
-    uint64_t start = run->offsets[number] - base, end = run->offsets[number + 1] - base;
+    uint64_t start = run->offsets[number], end = run->offsets[number + 1];
     size_t cut = run->form->verify ? CHECKSUM_SIZE : 0;
-    if (start <= end && end <= run->data_size && end - start > cut && end - start < INT_MAX) {
-        block.data += start;
+    if (base <= start && start < end && end - base <= run->data_size && end - start > cut &&
+        end - start < INT_MAX) {
+        block.data += start - base;
         block.size = end - start;
         block.good = 1;
     }
@@ -153,14 +154,22 @@ size_t packed_room(const struct form *form) {
     return bound + CHECKSUM_SIZE;
 }
 
+/* A fresh stream of one piece, as the Python package does it: the plain function takes smaller
+ * positions for the matches it remembers, and so finds others. */
+static size_t pack_lz4(void *state, const uint8_t *src, size_t size, uint8_t *out, size_t room) {
+    void *stream = lz4.init_stream(state, (size_t)lz4.sizeof_state());
+    if (!stream)
+        return 0;
+    int got = lz4.compress_continue(stream, (const char *)src, (char *)out, (int)size, (int)room, 1);
+    return got > 0 ? (size_t)got : 0;
+}
+
 /* The size of the packed block, or 0. */
 static size_t pack_block(const struct packing *run, void *state, const uint8_t *src, size_t size,
                          uint8_t *out) {
     size_t room = run->room - CHECKSUM_SIZE, got;
     if (run->form->algorithm == LZ4) {
-        int length =
-            lz4.compress(state, (const char *)src, (char *)out, (int)size, (int)room, 1);
-        got = length > 0 ? (size_t)length : 0;
+        got = pack_lz4(state, src, size, out, room);
     } else {
         got = zstd.compress2(state, out, room, src, size);
         if (zstd.is_error(got))

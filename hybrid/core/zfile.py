@@ -272,11 +272,11 @@ def _largest_block(record: ZFileRecord) -> int:
 class ZFileWriter:
     """Makes a ZFile from a stream: each method returns the bytes to append to the output.
 
-    ``header()``, then ``write()`` or ``add_encoded()`` any number of times, then ``finish()``. Where
-    the output can seek, ``overwritten_header()`` afterwards replaces the first 512 bytes: readers
-    then need one read less. 64 KiB blocks must be asked for: the reference cannot read one that does
-    not compress (spec: zfile 11). ``threads`` share what one ``write()`` is given; the output does
-    not depend on them. Raises ValueError for an option that the format does not have.
+    ``header()``, then ``write()`` or ``add_encoded()`` any number of times, then ``finish()``.
+    Where the output can seek, ``overwritten_header()`` afterwards replaces the first 512 bytes:
+    readers then need one read less. 64 KiB blocks must be asked for: the reference cannot read one
+    that does not compress (spec: zfile 11). ``threads`` share what one ``write()`` is given; the
+    output does not depend on them. Raises ValueError for an option that the format does not have.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -23,6 +23,7 @@ from support.build_zfile import (
     unpack_ht,
 )
 from support.builders import build_tar, build_zfile, crc32c_raw, parse_zfile
+from support.implementations import IMPLEMENTATIONS, using
 
 from hybrid.core import zfile
 from hybrid.core.opening import open_stream
@@ -33,6 +34,12 @@ from hybrid.errors import FormatError, HybridError, UnsupportedError
 ALGORITHMS = ("lz4", "zstd")
 BLOCK_SIZES = (4096, 8192, 16384, 32768, 65536)
 NAME = "blob"
+
+
+@pytest.fixture(autouse=True, scope="module", params=IMPLEMENTATIONS)
+def _implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    with using(request.param):
+        yield
 
 
 def text(size: int, seed: int = 1) -> bytes:
