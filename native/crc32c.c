@@ -16,16 +16,12 @@ static int look_for_instruction(void) { return __builtin_cpu_supports("sse4.2") 
 #define HAVE_INSTRUCTION 1
 #if defined(__clang__)
 #define WITH_INSTRUCTION __attribute__((target("crc")))
-#else
-#define WITH_INSTRUCTION __attribute__((target("+crc")))
-#endif
-#define CRC_WORD(reg, word) (__builtin_aarch64_crc32cx((reg), (word)))
-#define CRC_BYTE(reg, byte) (__builtin_aarch64_crc32cb((reg), (byte)))
-#if defined(__clang__)
-#undef CRC_WORD
-#undef CRC_BYTE
 #define CRC_WORD(reg, word) (__builtin_arm_crc32cd((reg), (word)))
 #define CRC_BYTE(reg, byte) (__builtin_arm_crc32cb((reg), (byte)))
+#else
+#define WITH_INSTRUCTION __attribute__((target("+crc")))
+#define CRC_WORD(reg, word) (__builtin_aarch64_crc32cx((reg), (word)))
+#define CRC_BYTE(reg, byte) (__builtin_aarch64_crc32cb((reg), (byte)))
 #endif
 static int look_for_instruction(void) { return (getauxval(AT_HWCAP) & HWCAP_CRC32) != 0; }
 

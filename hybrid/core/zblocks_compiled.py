@@ -20,8 +20,8 @@ from hybrid.core.zblocks_pure import BadBlockError
 
 logger = logging.getLogger("hybrid.core")
 
-_EXPAND_THREADS = 2
-"""For one run: more gain little, since a run of 1 MiB is expanded in a third of a millisecond."""
+_EXPAND_THREADS = {"lz4": 1, "zstd": 2}
+"""For one run of 256 KiB and more. LZ4 is over too soon for a second one (docs/codec.md)."""
 
 
 def expand(
@@ -39,8 +39,9 @@ def expand(
     if number is None:
         return zblocks_pure.expand(data, offsets, first, last, size, block_size, algorithm, verify)
     done = _zblocks.expand(
-        data, memoryview(offsets), first, last, size, block_size, number, verify, _EXPAND_THREADS
-    )
+        data, memoryview(offsets), first, last, size,
+        block_size, number, verify, _EXPAND_THREADS[algorithm],
+    )  # fmt: skip
     if isinstance(done, bytes):
         return done
     # Nobody is in a hurry now: the other implementation says what is wrong.
