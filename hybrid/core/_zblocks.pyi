@@ -6,6 +6,8 @@ once for all blocks (from 32 KiB on), and all functions may be called by several
 ValueError means numbers that make no sense, RuntimeError a library that was not bound.
 """
 
+from array import array
+
 from hybrid.core.device import Buffer
 
 LZ4: int
@@ -24,7 +26,7 @@ def zstd_version() -> int:
 
 def expand(
     data: Buffer,
-    offsets: Buffer,
+    offsets: Buffer | array[int],
     first: int,
     last: int,
     stream_size: int,

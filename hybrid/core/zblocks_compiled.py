@@ -39,9 +39,8 @@ def expand(
     if number is None:
         return zblocks_pure.expand(data, offsets, first, last, size, block_size, algorithm, verify)
     done = _zblocks.expand(
-        data, memoryview(offsets), first, last, size,
-        block_size, number, verify, _EXPAND_THREADS[algorithm],
-    )  # fmt: skip
+        data, offsets, first, last, size, block_size, number, verify, _EXPAND_THREADS[algorithm]
+    )
     if isinstance(done, bytes):
         return done
     # Nobody is in a hurry now: the other implementation says what is wrong.

@@ -17,7 +17,6 @@ from typing import BinaryIO
 
 from bench.data import ALGORITHMS, DISK_SIZE
 from hybrid.core import _zblocks, zblocks_compiled, zblocks_pure
-from hybrid.core.device import Buffer
 
 _RUN = 1 << 20
 _STRIDE = 16 << 20
@@ -97,8 +96,9 @@ def _expanders(samples: list[_Sample], algorithm: str, block_size: int) -> list[
 
     def compiled(threads: int) -> None:
         for one in samples:
-            offsets: Buffer = memoryview(one.offsets)
-            _zblocks.expand(one.packed, offsets, 0, count, _RUN, block_size, number, True, threads)
+            _zblocks.expand(
+                one.packed, one.offsets, 0, count, _RUN, block_size, number, True, threads
+            )
 
     return [python, *(lambda n=n: compiled(n) for n in _THREADS)]
 
