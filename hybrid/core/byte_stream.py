@@ -43,7 +43,7 @@ class ByteStream(ABC):
         Raises HybridErrors: FormatError if what came is damaged, cut or too long.
         """
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027 - most have nothing to release
         """Release what the stream holds. May be called twice."""
 
     async def __aenter__(self) -> Self:
@@ -104,9 +104,7 @@ class SourceStream(ByteStream):
             await trio.lowlevel.checkpoint()
             return b""
         # The disk may be slow, and other blobs are on their way at the same time.
-        piece = await trio.to_thread.run_sync(
-            self._source.pread_nowait, self._position, length
-        )
+        piece = await trio.to_thread.run_sync(self._source.pread_nowait, self._position, length)
         assert piece is not None, "a local source answers at once"
         self._position += length
         return piece
