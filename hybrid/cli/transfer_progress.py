@@ -11,7 +11,7 @@ from hybrid.build.contract import Advance, PutBlob
 from hybrid.build.copy import Watcher
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 SHOWN_DIGEST = 19
 """``sha256:`` and twelve digits."""
@@ -23,7 +23,7 @@ class TerminalWatcher(Watcher):
     def __init__(self, shown: Progress) -> None:
         self._shown = shown
         self._total = shown.add_task("total", total=0)
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._size = 0
 
     def begin(self, digest: str, size: int) -> Advance:

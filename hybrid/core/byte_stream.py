@@ -186,3 +186,16 @@ def memory_content(data: bytes, name: str = "memory") -> BlobContent:
 
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     return BlobContent(open_stream, digest, len(data))
+
+
+async def read_all(content: BlobContent, limit_bytes: int) -> bytes:
+    """A small blob in memory. Raises FormatError if it is longer than ``limit_bytes``."""
+    parts: list[Buffer] = []
+    total = 0
+    async with await content.open() as stream:
+        while piece := await stream.read():
+            parts.append(piece)
+            total += len(piece)
+            if total > limit_bytes:
+                raise FormatError(f"{stream.name} has more than {limit_bytes} bytes")
+    return b"".join(parts)
