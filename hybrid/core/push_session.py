@@ -48,7 +48,7 @@ class PushSession:
         session = cls(ref, home, home)
         session.move(response, needed=True)
         stated = response.headers.get("oci-chunk-min-length", "")
-        if re.fullmatch("[0-9]{1,12}", stated):
+        if re.fullmatch("[0-9]{1,18}", stated):
             session.least_chunk = int(stated)
         if session.least_chunk > MAX_CHUNK_BYTES:
             raise NetworkError(f"{ref.host} wants chunks of at least {stated} bytes, too many")
@@ -105,13 +105,19 @@ async def received_bytes(registry: Registry, session: PushSession, what: str) ->
         if response.status_code != 204:
             raise await push_error(response, what, session.ref)
         session.move(response)
-        match = re.fullmatch(r"(?:bytes=)?0-([0-9]{1,18})", response.headers.get("range", ""))
-        if match is None:
+        received = stated_bytes(response)
+        if received is None:
             host = response.url.netloc.decode()
             raise NetworkError(f"{what}: {host} does not say how much of it has come")
-        return int(match[1]) + 1
+        return received
 
     return await send_in_session(registry, session, "GET", session.target, {}, None, consume)
+
+
+def stated_bytes(response: httpx.Response) -> int | None:
+    """How much of an upload the registry has, as the answer says; None if it does not."""
+    match = re.fullmatch(r"(?:bytes=)?0-([0-9]{1,18})", response.headers.get("range", ""))
+    return int(match[1]) + 1 if match is not None else None
 
 
 async def cancel_session(registry: Registry, session: PushSession) -> None:

@@ -18,6 +18,7 @@ from hybrid.core.push_session import (
     cancel_session,
     received_bytes,
     send_in_session,
+    stated_bytes,
 )
 from hybrid.core.redirect import Target
 from hybrid.core.reference import RegistryReference, is_digest
@@ -26,7 +27,6 @@ from hybrid.core.request_body import SEND_BYTES, BytesBody, RequestBody
 from hybrid.core.retry import Patience, TransientError, with_patience
 from hybrid.errors import FormatError, NetworkError, NotFoundError
 
-CHUNK_BYTES = 8 << 20
 MOST_ATTEMPTS = 6
 OCTETS = {"Content-Type": "application/octet-stream"}
 
@@ -115,6 +115,7 @@ class Upload:
             attempts += 1
             # The answer may have been lost behind an upload that had come to its end.
             if attempts > 1 and await self._has_blob(self._ref, digest, size):
+                self._note(size)
                 return Uploaded(digest, size)
             self._session = await begin_session(self._registry, self._ref, self.what)
             stored = self._registry.settings.stored_seconds
@@ -154,13 +155,14 @@ class Upload:
         opened = await content.open()
         async with VerifiedStream(opened, content.digest, content.size) as stream:
             reader = ChunkReader(stream)
-            chunk = await reader.read(CHUNK_BYTES)
+            size = self._registry.settings.chunk_bytes
+            chunk = await reader.read(size)
             if reader.ended:
                 # So small that there is no need for chunks, nor to read it again.
                 small = memory_content(bytes(chunk), stream.name)
                 return await self._whole(small.digest, len(chunk), small)
             session = await self._begin()
-            size = max(CHUNK_BYTES, session.least_chunk)
+            size = max(size, session.least_chunk)
             position = 0
             while True:
                 if session.least_chunk > len(chunk) and not reader.ended:
@@ -239,6 +241,10 @@ class Upload:
             if response.status_code != 202:
                 raise await push_error(response, self.what, self._ref)
             session.move(response)
+            if stated_bytes(response) not in (None, start + body.length):
+                host = response.url.netloc.decode()
+                failure = NetworkError(f"{self.what}: {host} has not taken the whole chunk")
+                raise TransientError(failure)
 
         headers = {**OCTETS, "Content-Range": f"{start}-{start + body.length - 1}"}
         await self._send(session, "PATCH", session.target, headers, body, consume)

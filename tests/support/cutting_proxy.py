@@ -44,12 +44,13 @@ class CuttingProxy:
 
     async def serve(self, client: trio.SocketStream) -> None:
         server = await trio.open_tcp_stream(self._upstream, int(self._port))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._pass, client, server, "up", nursery)
-            nursery.start_soon(self._pass, server, client, "down", nursery)
-        with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(client)
-            await trio.aclose_forcefully(server)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pass, client, server, "up", nursery)
+                nursery.start_soon(self._pass, server, client, "down", nursery)
+        finally:
+            client.socket.close()
+            server.socket.close()
 
     async def _pass(
         self,
