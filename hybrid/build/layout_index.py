@@ -7,7 +7,7 @@ from typing import Any
 
 from hybrid.core.json_fields import Fields, parse_json_object
 from hybrid.core.layout import REF_NAME
-from hybrid.core.manifest import INDEX_TYPES, MAX_DOCUMENT_BYTES, MANIFEST_TYPES
+from hybrid.core.manifest import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT_BYTES
 from hybrid.core.platforms import Platform
 from hybrid.core.reference import ManifestBlob
 from hybrid.errors import FormatError

@@ -214,7 +214,9 @@ class Registry:
             except HybridError as error:
                 raise with_name(error, what) from error.__cause__
 
-        return await with_retries(named, policy or self.policy, self.random, what)
+        # A host that never answered is not waited for as one that was there a moment ago.
+        usual = self.policy if self.transport.answers else self._first_policy
+        return await with_retries(named, policy or usual, self.random, what)
 
     async def _whole_body(self, response: httpx.Response, limit_bytes: int, what: str) -> bytes:
         if response.status_code != 200:

@@ -69,6 +69,7 @@ class Transport:
         self.settings = settings
         self.requests = 0
         self.bytes_fetched = 0
+        self.answers = 0
         self._pools: dict[tuple[TlsProfile, Proxy | None], httpx.AsyncHTTPTransport] = {}
         self._hosts: dict[str, HostState] = {}
         self._profiles: dict[tuple[str, str], TlsProfile] = {}
@@ -129,6 +130,7 @@ class Transport:
                 request = self._request(method, target, headers, body, origin)
                 self.requests += 1
                 response = await send_or_close(pool, request)
+            self.answers += 1
             origin.note(response)
             try:
                 yield response

@@ -146,11 +146,11 @@ def test_a_layout_of_another_version(layout: Path) -> None:
         LayoutDestination(LayoutReference(layout, "v1"))
 
 
-async def test_a_layout_that_was_never_finished(layout: Path) -> None:
+def test_a_layout_that_was_never_finished(layout: Path) -> None:
     """Its maker died before there was an index."""
     layout.mkdir()
     (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    manifest = await write_image(layout, "v1", DATA)
+    manifest = trio.run(write_image, layout, "v1", DATA)
     assert tags(layout) == {"v1": manifest.digest}
 
 
