@@ -68,7 +68,7 @@ class ImageSource(ABC):
     def blob(self, digest: str, size: int | None) -> BlobContent:
         """A blob, whose streams check digest and size. Errors are raised when it is opened."""
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027 - most have nothing to close
         """Close files; connections belong to whoever made them."""
 
 
@@ -114,10 +114,12 @@ class ImageDestination(ABC):
         Returns a name with the digest in it. Raises UsageError as ``accept`` does.
         """
 
-    async def give_up(self, error: BaseException) -> None:
-        """After a failure: take away what nobody can use. Whole blobs stay, unless the disk is full."""
+    async def give_up(self, error: BaseException) -> None:  # noqa: B027 - not all can do something
+        """After a failure: take away what nobody can use. Whole blobs stay for another try, unless
+        the disk is full.
+        """
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027 - most have nothing to close
         """Close files; connections belong to whoever made them."""
 
 

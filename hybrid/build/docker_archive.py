@@ -1,10 +1,10 @@
 """An image in a file of ``docker save`` as a source: its OCI manifest is made on the way.
 
-The file is a tar with ``manifest.json``: for each image its config, its layers and its names. Layers
-are mostly plain tars, whose digests are the diff_ids of the config; compressed ones (other tools
-write them) are read once more for their digest. Old archives have links in place of layers that
-several images share. Nothing in the archive is trusted: what is read is checked against the digest
-that the made manifest has.
+The file is a tar with ``manifest.json``: for each image its config, its layers and its names.
+Layers are mostly plain tars, whose digests are the diff_ids of the config; compressed ones (other
+tools write them) are read once more for their digest. Old archives have links in place of layers
+that several images share. Nothing in the archive is trusted: what is read is checked against the
+digest that the made manifest has.
 """
 
 from __future__ import annotations

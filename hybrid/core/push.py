@@ -27,7 +27,7 @@ from hybrid.core.reference import ManifestBlob, RegistryReference, is_digest
 from hybrid.core.registry import Registry, blob_name
 from hybrid.core.request_body import BytesBody
 from hybrid.core.upload import Advance, Upload, Uploaded
-from hybrid.errors import AuthError, FormatError, NetworkError, NotFoundError
+from hybrid.errors import AuthError, FormatError, NetworkError
 
 T = TypeVar("T")
 
@@ -99,8 +99,9 @@ class Pusher:
         path = f"/v2/{ref.repository}/blobs/uploads/?{query}"
         try:
             mounted = await self._send("POST", ref, path, what, consume, access=access)
-        except (AuthError, NotFoundError):
-            # Maybe it is the other repository that is not for us; an upload will tell.
+        except HybridError:
+            # Maybe it is the other repository that is not for us, or there are no mounts; whatever
+            # it was, an upload will tell.
             return False
         for session in begun:
             await cancel_session(self.registry, session)

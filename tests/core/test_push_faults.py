@@ -367,7 +367,7 @@ async def test_an_early_refusal_amid_a_long_body() -> None:
 
 
 async def test_a_mount_that_is_refused(memory: UploadRegistry) -> None:
-    for status in (401, 403, 404):
+    for status in (401, 403, 404, 400, 405):
         memory.breaks["POST"] = answer(status, status)
         async with faulty_registry(memory) as server:
             registry, ref = client(server, LOGIN)
