@@ -27,7 +27,7 @@ from hybrid.core.reference import ManifestBlob, RegistryReference, is_digest
 from hybrid.core.registry import Registry, blob_name
 from hybrid.core.request_body import BytesBody
 from hybrid.core.upload import Advance, Upload, Uploaded
-from hybrid.errors import AuthError, FormatError, NetworkError
+from hybrid.errors import AuthError, FormatError, HybridError, NetworkError
 
 T = TypeVar("T")
 
