@@ -9,7 +9,8 @@ Codecs, PURE       tarball     the one-member tar wrapper
 Sources            source      file, memory, faults   cache       persistent, shared by processes
                    registry    OCI distribution       layout      OCI image layout on disk
 Whole blobs        byte_stream streams, verified      download    a blob of a registry as a stream
-                   push        to a registry; upload, push_session, push_errors, request_body
+                   push        to a registry: upload, upload_bodies, push_session,
+                               push_errors, request_body
 Behind registry    fetch, auth, challenge, redirect, retry, byte_range, transport, tls, origins,
                    proxies, hosts, http_errors, connection_errors, registry_settings;
                    credentials, credential_service, credential_helper

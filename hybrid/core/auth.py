@@ -240,14 +240,15 @@ def choose(challenges: Sequence[Challenge]) -> Challenge | None:
 def joined_scopes(asked: str, wanted: str) -> str:
     """What the registry asks for, and what of ``wanted`` is not in it.
 
-    The challenge to a request that only looks asks for less than the push behind it needs.
+    The challenge to a request that only looks asks for less than the push behind it needs. The
+    actions are sorted: registries name them in any order, and one token serves for all of them.
     """
     actions: dict[str, list[str]] = {}
     for scope in (*asked.split(), *wanted.split()):
         name, _, found = scope.rpartition(":")
         known = actions.setdefault(name, [])
         known += [action for action in found.split(",") if action not in known]
-    return " ".join(f"{name}:{','.join(found)}" for name, found in actions.items())
+    return " ".join(f"{name}:{','.join(sorted(found))}" for name, found in actions.items())
 
 
 def basic(login: Login) -> str:

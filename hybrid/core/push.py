@@ -3,6 +3,7 @@
     push.py            what is to be stored, tried again within the budget of retries
     push_session.py    one upload: its address, which the registry may change with each answer
     upload.py          blobs as one body, or in chunks where the digest comes last
+                       (upload_bodies.py)
     push_errors.py     refusals, for the user
 
 Nothing is stored unless all of it has arrived: a registry checks the digest at the end of an
@@ -26,7 +27,8 @@ from hybrid.core.redirect import is_redirect
 from hybrid.core.reference import ManifestBlob, RegistryReference, is_digest
 from hybrid.core.registry import Registry, blob_name
 from hybrid.core.request_body import BytesBody
-from hybrid.core.upload import Advance, Upload, Uploaded
+from hybrid.core.upload import Upload, Uploaded
+from hybrid.core.upload_bodies import Advance, ContentError
 from hybrid.errors import AuthError, FormatError, HybridError, NetworkError
 
 T = TypeVar("T")
@@ -118,6 +120,8 @@ class Pusher:
         upload = Upload(self.registry, ref, content, advance, self.has_blob)
         try:
             return await upload.run()
+        except ContentError as failure:
+            raise failure.error from failure.error.__cause__
         except AuthError as error:
             raise as_push_refusal(ref, error) from error.__cause__
 

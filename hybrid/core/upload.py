@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import httpx
-import trio
 
-from hybrid.core.byte_stream import BlobContent, ByteStream, VerifiedStream, memory_content
-from hybrid.core.device import Buffer
+from hybrid.core.byte_stream import BlobContent, VerifiedStream, memory_content
 from hybrid.core.push_errors import LOST_HINT, push_error
 from hybrid.core.push_session import (
     OK_STATUSES,
@@ -23,14 +21,22 @@ from hybrid.core.push_session import (
 from hybrid.core.redirect import Target
 from hybrid.core.reference import RegistryReference, is_digest
 from hybrid.core.registry import Registry, with_name
-from hybrid.core.request_body import SEND_BYTES, BytesBody, RequestBody
+from hybrid.core.request_body import BytesBody, RequestBody
 from hybrid.core.retry import Patience, TransientError, with_patience
-from hybrid.errors import FormatError, NetworkError, NotFoundError
+from hybrid.core.upload_bodies import (
+    Advance,
+    ChunkReader,
+    ProgressBody,
+    StreamBody,
+    content_errors,
+)
+from hybrid.errors import HybridError, NetworkError, NotFoundError
+
+T = TypeVar("T")
 
 MOST_ATTEMPTS = 6
 OCTETS = {"Content-Type": "application/octet-stream"}
 
-Advance = Callable[[int], None]
 HasBlob = Callable[[RegistryReference, str, int | None], Awaitable[bool]]
 
 
@@ -71,7 +77,7 @@ class Upload:
         self._session: PushSession | None = None
 
     async def run(self) -> Uploaded:
-        """Upload it, or leave nothing."""
+        """Upload it, or leave nothing. Raises ContentError for errors of the content."""
         content = self._content
         try:
             if content.repeatable and content.digest and content.size is not None:
@@ -87,17 +93,12 @@ class Upload:
 
     async def _patiently(self, attempt: Callable[[Patience], Awaitable[Uploaded]]) -> Uploaded:
         """Attempts from the very start."""
-        registry, attempts = self._registry, 0
+        registry, named = self._registry, self._named(attempt)
 
         async def again(patience: Patience) -> Uploaded:
-            nonlocal attempts
-            attempts += 1
             self._note(-self._advanced)
             try:
-                return await attempt(patience)
-            except TransientError as failure:
-                failure.error = with_name(failure.error, self.what)
-                raise
+                return await named(patience)
             finally:
                 await self._cancel()
 
@@ -152,7 +153,8 @@ class Upload:
 
     async def _in_chunks(self) -> Uploaded:
         content = self._content
-        opened = await content.open()
+        with content_errors():
+            opened = await content.open()
         async with VerifiedStream(opened, content.digest, content.size) as stream:
             reader = ChunkReader(stream)
             size = self._registry.settings.chunk_bytes
@@ -281,14 +283,18 @@ class Upload:
         await send_in_session(self._registry, session, method, target, headers, body, consume)
 
     def _named(
-        self, attempt: Callable[[Patience], Awaitable[None]]
-    ) -> Callable[[Patience], Awaitable[None]]:
-        async def named(patience: Patience) -> None:
+        self, attempt: Callable[[Patience], Awaitable[T]]
+    ) -> Callable[[Patience], Awaitable[T]]:
+        """The attempt with the name of what is done in its errors."""
+
+        async def named(patience: Patience) -> T:
             try:
-                await attempt(patience)
+                return await attempt(patience)
             except TransientError as failure:
                 failure.error = with_name(failure.error, self.what)
                 raise
+            except HybridError as error:
+                raise with_name(error, self.what) from error.__cause__
 
         return named
 
@@ -301,135 +307,3 @@ class Upload:
         if self._session is not None:
             session, self._session = self._session, None
             await cancel_session(self._registry, session)
-
-
-class StreamBody(RequestBody):
-    """A stream as the body of a request. Its last bytes go only after its end was seen to be good:
-    a damaged stream never makes a whole request.
-    """
-
-    def __init__(
-        self,
-        content: BlobContent,
-        digest: str,
-        size: int,
-        patience: Patience,
-        note: Advance,
-        answer_seconds: float,
-    ) -> None:
-        self.length = size
-        self.answer_seconds = answer_seconds
-        self._content = content
-        self._digest = digest
-        self._patience = patience
-        self._note = note
-        self._stream: ByteStream | None = None
-        self._piece: memoryview = memoryview(b"")
-        self._left = size
-        self._sent = 0
-
-    async def start(self) -> None:
-        await self.aclose()
-        self._note(-self._sent)
-        self._left, self._sent, self._piece = self.length, 0, memoryview(b"")
-        with self._own_time():
-            stream = await self._content.open()
-        # Hashing everything twice would be half of the work.
-        trusted = stream.verified == self._digest
-        self._stream = stream if trusted else VerifiedStream(stream, self._digest, self.length)
-        if self.length == 0:
-            await self._look_at_end()
-
-    async def __anext__(self) -> bytes:
-        if not self._piece:
-            if not self._left:
-                self._patience.wait_for(self.answer_seconds)
-                raise StopAsyncIteration
-            await self._read()
-        piece = bytes(self._piece[:SEND_BYTES])
-        self._piece = self._piece[SEND_BYTES:]
-        self._sent += len(piece)
-        self._note(len(piece))
-        self._patience.progress(len(piece))
-        return piece
-
-    async def aclose(self) -> None:
-        if self._stream is not None:
-            stream, self._stream = self._stream, None
-            with trio.CancelScope(shield=True):
-                await stream.aclose()
-
-    async def _read(self) -> None:
-        assert self._stream is not None
-        with self._own_time():
-            self._piece = memoryview(await self._stream.read())
-        if not 0 < len(self._piece) <= self._left:
-            problem = "more" if self._piece else "less"
-            raise FormatError(f"{self._stream.name} has {problem} than {self.length} bytes")
-        self._left -= len(self._piece)
-        if not self._left:
-            await self._look_at_end()
-
-    async def _look_at_end(self) -> None:
-        assert self._stream is not None
-        with self._own_time():
-            if await self._stream.read():
-                raise FormatError(f"{self._stream.name} has more than {self.length} bytes")
-
-    def _own_time(self) -> SuspendedPatience:
-        return SuspendedPatience(self._patience)
-
-
-class SuspendedPatience:
-    """While the content is read, the registry is not what is waited for."""
-
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
-
-    def __enter__(self) -> None:
-        self._patience.wait_for(float("inf"))
-
-    def __exit__(self, *exc: object) -> None:
-        self._patience.wait_for(0.0)
-
-
-class ProgressBody(BytesBody):
-    """A chunk; ``note`` and ``patience`` learn of each piece."""
-
-    def __init__(self, data: memoryview, patience: Patience, note: Advance) -> None:
-        super().__init__(data)
-        self._patience = patience
-        self._note = note
-
-    async def start(self) -> None:
-        self._note(-self.sent)
-        await super().start()
-
-    async def __anext__(self) -> bytes:
-        piece = await super().__anext__()
-        self._note(len(piece))
-        self._patience.progress(len(piece))
-        return piece
-
-
-class ChunkReader:
-    """Chunks of one size from a stream, the last one shorter."""
-
-    def __init__(self, stream: ByteStream) -> None:
-        self.ended = False
-        self._stream = stream
-        self._rest: Buffer = b""
-
-    async def read(self, length: int) -> bytearray:
-        """``length`` bytes, or what is left before the end, which is looked for at once."""
-        chunk = bytearray(self._rest[:length])
-        self._rest = self._rest[length:]
-        while len(chunk) <= length and not self._rest:
-            piece = await self._stream.read()
-            if not piece:
-                self.ended = True
-                break
-            space = length - len(chunk)
-            chunk += piece[:space]
-            self._rest = piece[space:]
-        return chunk
