@@ -88,8 +88,28 @@ class BlobFile:
         return digest
 
     def _link(self, path: Path) -> None:
-        # The directory is not used, but makes Python call linkat(2).
-        os.link(f"/proc/self/fd/{self._fd}", path, src_dir_fd=self._fd, follow_symlinks=True)
+        name_file(self._fd, path)
+
+
+def create_once(path: Path, data: bytes) -> None:
+    """Make a small file, whole, unless there is one: that stays the very same. Raises OSError."""
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    descriptor, named = open_unnamed(path.parent, part)
+    try:
+        os.write(descriptor, data)
+        os.fsync(descriptor)
+        with contextlib.suppress(FileExistsError):
+            name_file(descriptor, path)
+    finally:
+        os.close(descriptor)
+        if named:
+            part.unlink()
+
+
+def name_file(descriptor: int, path: Path) -> None:
+    """Give an open file a (further) name. Raises OSError: FileExistsError if that is taken."""
+    # The directory is not used, but makes Python call linkat(2).
+    os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor, follow_symlinks=True)
 
 
 async def write_stream(file: BlobFile, stream: ByteStream, advance: Advance) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,13 @@ from pathlib import Path
 
 import trio
 
-from hybrid.build.blob_file import BlobFile, remove_leftovers, sync_directory, write_stream
+from hybrid.build.blob_file import (
+    BlobFile,
+    create_once,
+    remove_leftovers,
+    sync_directory,
+    write_stream,
+)
 from hybrid.build.contract import Advance, ImageDestination, PutBlob, check_digest, no_advance
 from hybrid.build.layout_index import new_entry, with_entry
 from hybrid.core.byte_stream import BlobContent, VerifiedStream, memory_content
@@ -31,6 +38,7 @@ from hybrid.errors import BusyError, NotFoundError, StorageFullError, UsageError
 MARKER = b'{"imageLayoutVersion": "1.0.0"}\n'
 LOCK_SECONDS = 30.0
 POLL_SECONDS = 0.02
+OLD_SECONDS = 3600.0
 
 
 class LayoutDestination(ImageDestination):
@@ -131,8 +139,7 @@ class LayoutDestination(ImageDestination):
             marker = self.directory / "oci-layout"
             if not marker.exists():
                 self._made.append(marker)
-                with output_file(marker) as file:
-                    file.write(MARKER)
+                create_once(marker, MARKER)
             for path in (self._blobs.parent, self._blobs):
                 self._make(path)
             sync_directory(self.directory)
@@ -165,19 +172,15 @@ class LayoutDestination(ImageDestination):
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
         marker = self.directory / "oci-layout"
+        deadline = trio.current_time() + LOCK_SECONDS
+        while (descriptor := lock_file(marker)) < 0:
+            if trio.current_time() > deadline:
+                raise BusyError(
+                    f"{marker} is locked by another writer of this layout",
+                    hint="is one of them stopped?",
+                )
+            await trio.sleep(POLL_SECONDS)
         try:
-            descriptor = os.open(marker, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise write_error(error, marker) from error
-        try:
-            deadline = trio.current_time() + LOCK_SECONDS
-            while not try_lock(descriptor):
-                if trio.current_time() > deadline:
-                    raise BusyError(
-                        f"{marker} is locked by another writer of this layout",
-                        hint="is one of them stopped?",
-                    )
-                await trio.sleep(POLL_SECONDS)
             yield
         finally:
             os.close(descriptor)
@@ -189,6 +192,7 @@ class LayoutDestination(ImageDestination):
         except NotFoundError:
             data = None  # a layout that was never finished
         changed = with_entry(data, entry, str(path))
+        remove_old_parts(self.directory)
         with output_file(path) as file:
             file.write(changed)
         try:
@@ -219,6 +223,28 @@ def check_directory(directory: Path) -> None:
 def is_part(name: str) -> bool:
     """Whether it is a file that somebody is about to give its real name."""
     return name.startswith(".") and name.endswith(".part")
+
+
+def lock_file(path: Path) -> int:
+    """A descriptor of the file, which is locked; -1 if somebody else has the lock."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        # Another tool may have put another file there: then the lock of the old one says nothing.
+        if try_lock(descriptor) and os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+        os.close(descriptor)
+        return -1
+    except OSError as error:
+        raise write_error(error, path) from error
+
+
+def remove_old_parts(directory: Path) -> None:
+    """Remove what writers that died have left of an index, long ago."""
+    for path in directory.iterdir():
+        with contextlib.suppress(OSError):
+            old = time.time() - path.lstat().st_mtime > OLD_SECONDS
+            if old and re.fullmatch(r"\.[0-9a-f]{16}\.part", path.name):
+                path.unlink()
 
 
 def try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:

@@ -248,7 +248,9 @@ def joined_scopes(asked: str, wanted: str) -> str:
         name, _, found = scope.rpartition(":")
         known = actions.setdefault(name, [])
         known += [action for action in found.split(",") if action not in known]
-    return " ".join(f"{name}:{','.join(sorted(found))}" for name, found in actions.items())
+    return " ".join(
+        ":".join(filter(None, (name, ",".join(sorted(found))))) for name, found in actions.items()
+    )
 
 
 def basic(login: Login) -> str:

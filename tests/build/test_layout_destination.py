@@ -1,5 +1,6 @@
 """Writing OCI layouts: whole or not at all, by several writers at once, and on a full disk."""
 
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import trio
 from support import oci
 from support.streams import Content
 
-from hybrid.build.blob_file import PART_PREFIX, PART_SUFFIX
+from hybrid.build.blob_file import PART_PREFIX, PART_SUFFIX, create_once
 from hybrid.build.contract import add_blob, manifest_blob
 from hybrid.build.layout_destination import LayoutDestination
 from hybrid.core.byte_stream import memory_content
@@ -289,11 +290,11 @@ def test_killed_at_any_point(tmp_path: Path) -> None:
     assert len(codes) > 20
     assert codes == [-signal.SIGKILL] * (len(codes) - 1) + [0]
     new = tags(tmp_path / str(len(codes) - 1))["v1"]
+    old = trio.run(write_image, tmp_path / "old", "v1", OLD).digest
     for number in range(len(codes)):
         directory = tmp_path / str(number)
         blobs = directory / "blobs" / "sha256"
         if number % 2:
-            old = trio.run(write_image, tmp_path / "old", "v1", OLD).digest
             assert tags(directory)["v1"] in (old, new)
         elif (directory / "index.json").exists():
             assert tags(directory) == {"v1": new}
@@ -315,6 +316,48 @@ def test_parts_in_use_are_left_alone(layout: Path) -> None:
         trio.run(write_image, layout, "v2", b"more")
         assert used.exists()
         assert not dead.exists()
+
+
+async def test_a_file_system_without_unnamed_files(
+    layout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open = os.open
+
+    def refuse(path: str, flags: int, *rest: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return real_open(path, flags, *rest)
+
+    monkeypatch.setattr("os.open", refuse)
+    manifest = await write_image(layout, "v1", DATA)
+    again = await write_image(layout, "v2", DATA)
+    assert tags(layout) == {"v1": manifest.digest, "v2": again.digest}
+    destination = LayoutDestination(LayoutReference(layout, "v1"))
+    with pytest.raises(FormatError):
+        await destination.put_blob(Content(b"x", digest=oci.digest_of(b"y")).blob)
+    await destination.aclose()
+    assert len(files(layout)) == 5
+    assert not [name for name in files(layout) if name.endswith(".part")]
+
+
+async def test_old_parts_of_an_index_are_removed(layout: Path) -> None:
+    await write_image(layout, "v1", DATA)
+    old, new, other = (layout / f".{name}.part" for name in ("0" * 16, "1" * 16, "mine"))
+    for path in (old, new, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (1, 1))
+    await write_image(layout, "v2", DATA)
+    assert [path.exists() for path in (old, new, other)] == [False, True, True]
+
+
+async def test_the_marker_of_the_layout_stays_the_same_file(layout: Path) -> None:
+    """It carries the lock."""
+    await write_image(layout, "v1", DATA)
+    before = (layout / "oci-layout").stat().st_ino
+    create_once(layout / "oci-layout", b"other")
+    assert (layout / "oci-layout").stat().st_ino == before
+    assert b"imageLayoutVersion" in (layout / "oci-layout").read_bytes()
 
 
 # -- no room, no rights ----------------------------------------------------------------------------

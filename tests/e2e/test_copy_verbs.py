@@ -24,6 +24,7 @@ from hybrid.errors import (
     FormatError,
     NetworkError,
     NotFoundError,
+    StorageFullError,
     UsageError,
 )
 
@@ -199,6 +200,23 @@ def test_a_damaged_layer(server: RealRegistry, tmp_path: Path) -> None:
     name = f"{server.host}/e2e/damaged:v1"
     assert "digest" in fail(FormatError.exit_code, "push", f"oci:{tmp_path}/source:v1", name)
     fail(NotFoundError.exit_code, "pull", name, f"oci:{tmp_path}/target")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk(server: RealRegistry, tmp_path: Path) -> None:
+    name = f"{server.host}/e2e/big:v1"
+    builder = oci.LayoutBuilder(tmp_path / "source")
+    builder.add_image([b"small", BIG], "v1")
+    succeed("push", f"oci:{tmp_path}/source:v1", name)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    tool("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk)
+    try:
+        words = fail(StorageFullError.exit_code, "pull", name, f"oci:{disk}/target:v1")
+        assert "No space left" in words
+        assert not list(disk.iterdir())
+    finally:
+        tool("umount", disk)
 
 
 class StoppingRegistry(SideServer):
