@@ -26,6 +26,9 @@ VERBS = {
     "doctor": ("hybrid.cli.doctor", "Tell which modes work here, and what is missing."),
     "gc": ("hybrid.cli.gc", "Remove what dead servers have left behind."),
     "inspect": ("hybrid.cli.inspect", "Show what an image is made of."),
+    "copy": ("hybrid.cli.copy", "Copy an image between registries, OCI layouts and archives."),
+    "push": ("hybrid.cli.push", "Copy an image on disk to a registry."),
+    "pull": ("hybrid.cli.pull", "Copy an image from a registry to disk."),
     "zfile": ("hybrid.cli.zfile", "Look at one ZFile: info, verify, unpack."),
     "layer": ("hybrid.cli.layer", "Look at layers: info, dump."),
 }

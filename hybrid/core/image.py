@@ -30,6 +30,7 @@ from hybrid.core.manifest import (
     has_overlaybd_annotations,
     overlaybd_layers,
     parse_document,
+    plain_image,
     select_platform,
 )
 from hybrid.core.opening import open_layer
@@ -37,6 +38,7 @@ from hybrid.core.pair import open_pair
 from hybrid.core.platforms import Platform, host_platform, parse_platform
 from hybrid.core.recognize import RECOGNIZE_BYTES, unannotated_image
 from hybrid.core.reference import (
+    ArchiveReference,
     ConfigReference,
     LayoutReference,
     ManifestBlob,
@@ -175,6 +177,8 @@ async def resolve_image(request: ImageRequest, stack: AsyncExitStack) -> ImagePl
         return await _resolve_config(request, reference.path, stack)
     if isinstance(reference, LayoutReference):
         return await _resolve_layout(reference, wanted)
+    if isinstance(reference, ArchiveReference):
+        raise plain_image(str(reference))
     return await _resolve_registry(request, reference, wanted, stack)
 
 

@@ -1,0 +1,11 @@
+"""Whole images: read from, written to and moved between registries, OCI layouts and archives.
+
+Contracts      contract            ImageSource, ImageDestination, add_blob
+Names          opening             which source or destination a name means
+Registries     registry_image      both; spool keeps what can be read only once
+Layouts        layout_source       and layout_destination, with blob_file and layout_index (PURE)
+Archives       docker_archive      of ``docker save``, above archive_file
+Moving         copy                an image, or an index with what selection (PURE) takes of it
+
+Here is nothing that mounts, and nothing that reads single blocks: that is ``hybrid.core``.
+"""
