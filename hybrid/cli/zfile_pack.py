@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import trio
 
-from hybrid.build.blob_writer import Put, Wrapping, WrittenBlob, write_blob
-from hybrid.build.compact import Advance
+from hybrid.build.blob_writer import Wrapping, WrittenBlob, write_blob
+from hybrid.build.compact import Advance, Put
 from hybrid.cli.layer_progress import shown_progress
 from hybrid.cli.output import print_json
 from hybrid.cli.packing import packing_options, warn_of_large_blocks

@@ -77,9 +77,7 @@ def _seal_sparse(storage: Storage, data: Path) -> None:
         end = max(file.size(), lsmt.BLOCK + header.virtual_size)
         end = -(-end // SECTOR) * SECTOR
         flags = lsmt.FLAG_DATA | lsmt.FLAG_SEALED | lsmt.FLAG_SPARSE
-        trailer = replace(
-            header, flags=flags, index_offset=end, index_size=count, user_tag=b""
-        )
+        trailer = replace(header, flags=flags, index_offset=end, index_size=count, user_tag=b"")
         tail = raw.ljust(-(-len(raw) // SECTOR) * SECTOR, b"\0") + lsmt.pack_record(trailer)
         file.write(end, tail)
         file.sync()

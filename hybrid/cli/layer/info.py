@@ -14,7 +14,6 @@ from hybrid.cli.output import print_json, print_pairs
 from hybrid.core.device import SECTOR
 from hybrid.core.layer import Layer
 from hybrid.core.lsmt import SegmentMap
-from hybrid.core.pair import WritableLayer
 
 
 @click.command("info")

@@ -49,6 +49,7 @@ async def open_stack(layers: tuple[Path, ...], stack: AsyncExitStack) -> Layered
 async def open_one(path: Path, stack: AsyncExitStack) -> list[Layer]:
     """The layers that one argument stands for; the stack closes them."""
     pair = split_pair(path)
+    found: list[Layer]
     if pair is not None:
         found = [open_pair(*pair)]
     elif is_upper_directory(path):

@@ -34,9 +34,7 @@ def command(layers: tuple[Path, ...], as_json: bool) -> None:
         for layer in found:
             click.echo(f"{layer['name']}: {_said(layer)}")
     if bad:
-        raise FormatError(
-            f"{len(bad)} of {len(found)} layers are damaged: {bad[0]['errors'][0]}"
-        )
+        raise FormatError(f"{len(bad)} of {len(found)} layers are damaged: {bad[0]['errors'][0]}")
 
 
 def _said(layer: dict[str, Any]) -> str:
