@@ -126,12 +126,12 @@ async def _to_image(order: Order, image: str) -> tuple[WrittenLayer, str]:
     from hybrid.build.commit import commit_layer, put_image, read_base, scratch_file
     from hybrid.build.opening import open_image_destination, open_image_source
 
-    origin = _origin(order.changes)
     if not order.changes.digest:
         raise UsageError(
             f"{order.changes.name} was not made over an image that a layer can be added to",
             hint="write the layer to a file, with -o",
         )
+    origin = _origin(order.changes)
     async with AsyncExitStack() as stack:
         settings = _settings(order, origin)
         source = await open_image_source(origin.image, settings, stack, insecure=origin.insecure)
@@ -153,18 +153,16 @@ def _base_opener(order: Order) -> OpenBase | None:
     changes = order.changes
     if not changes.image:
         return None
-    if changes.origin:
-        origin = _origin(changes)
-        request = ImageRequest(
-            origin.image,
-            _settings(order, origin),
-            platform=origin.platform,
-            insecure=origin.insecure,
-        )
-    else:
+    if changes.config is not None:
+        image = os.path.join(".", changes.config)
         settings = load_global_config(order.config_file)
-        image = os.path.join(".", changes.image)
         request = ImageRequest(image, settings, without_upper=True)
+    else:
+        origin = _origin(changes)
+        settings = _settings(order, origin)
+        request = ImageRequest(
+            origin.image, settings, platform=origin.platform, insecure=origin.insecure
+        )
 
     async def open_base() -> LayeredDevice:
         return await open_image(request)
@@ -174,9 +172,8 @@ def _base_opener(order: Order) -> OpenBase | None:
 
 def _origin(changes: ChangeSet) -> ImageOrigin:
     """The image as it was opened for the mount, at the digest that it had then."""
-    if changes.origin:
-        return ImageOrigin.from_json(changes.origin, changes.digest)
-    return ImageOrigin(changes.image)
+    stored = dict(changes.origin) or ImageOrigin(changes.image).to_json()
+    return ImageOrigin.from_json(stored, changes.digest)
 
 
 def _settings(order: Order, origin: ImageOrigin) -> GlobalConfig:
