@@ -1,0 +1,93 @@
+"""A raw disk, a file or a block device, as a stack to make a layer of. Holes are not read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from hybrid.core.device import SECTOR, Buffer, Source, check_range
+from hybrid.core.disk import LayeredDevice
+from hybrid.core.layer import Layer
+from hybrid.core.lsmt import LayerRecord, SegmentMap
+from hybrid.core.storage import Storage, StoredFile, storage_error
+from hybrid.core.stream import PlainStream
+from hybrid.errors import FormatError
+
+
+class RawSource(Source):
+    """The bytes of a raw disk; a last sector that is cut off is filled up with zeros."""
+
+    def __init__(self, file: StoredFile, length: int) -> None:
+        self.name = str(file.path)
+        self.size = -(-length // SECTOR) * SECTOR
+        self._file = file
+        self._length = length
+
+    def pread_nowait(self, offset: int, length: int) -> Buffer:
+        check_range(offset, length, self.size, self.name)
+        there = max(0, min(length, self._length - offset))
+        data = self._file.read(offset, there)
+        return data if there == length else data + bytes(length - there)
+
+    async def pread(self, offset: int, length: int) -> Buffer:
+        return self.pread_nowait(offset, length)
+
+    async def aclose(self) -> None:
+        self._file.close()
+
+
+class _RawLayer(Layer):
+    """Has no header to be checked."""
+
+    async def check_head(self) -> None:
+        pass
+
+    def parts_nowait(self, offset: int, length: int) -> list[Buffer] | None:
+        return self.stream.parts_nowait(offset, length)
+
+    async def parts(self, offset: int, length: int) -> list[Buffer]:
+        return await self.stream.parts(offset, length)
+
+
+async def open_raw(path: Path, stack: AsyncExitStack) -> LayeredDevice:
+    """A raw file or a block device. Its size is rounded up to whole sectors.
+
+    Raises NotFoundError, PermissionNeededError, or FormatError for what is neither.
+    """
+    real = Path(os.path.realpath(path))
+    try:
+        mode = real.stat().st_mode
+    except OSError as error:
+        raise storage_error(error, f"cannot open {path}") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise FormatError(f"{path} is neither a regular file nor a block device")
+    file = Storage().open(real, writable=False)
+    stack.callback(file.close)
+    length = file.end()
+    source = RawSource(file, length)
+    is_block_device = stat.S_ISBLK(mode)
+    segments = _everything(source.size) if is_block_device else _data(file, length)
+    record = LayerRecord(0, 0, 0, source.size, "", "", b"")
+    layer = _RawLayer(source, PlainStream(source, 0, source.size), record, segments, 0)
+    return LayeredDevice([layer], str(path))
+
+
+def _everything(size: int) -> SegmentMap:
+    return SegmentMap([0], [size // SECTOR], [0]) if size else SegmentMap()
+
+
+def _data(file: StoredFile, length: int) -> SegmentMap:
+    segments = SegmentMap()
+    position = 0
+    while position < length:
+        found = file.next_data(position, length)
+        if found is None:
+            break
+        first, last = found[0] // SECTOR, -(-found[1] // SECTOR)
+        segments.starts.append(first)
+        segments.ends.append(last)
+        segments.locations.append(first)
+        position = last * SECTOR
+    return segments
