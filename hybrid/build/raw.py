@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 from hybrid.core.device import SECTOR, Buffer, Source, check_range
@@ -51,8 +50,8 @@ class _RawLayer(Layer):
         return await self.stream.parts(offset, length)
 
 
-async def open_raw(path: Path, stack: AsyncExitStack) -> LayeredDevice:
-    """A raw file or a block device. Its size is rounded up to whole sectors.
+def open_raw(path: Path) -> LayeredDevice:
+    """A raw file or a block device, which its closing closes. Its size is rounded up to sectors.
 
     Raises NotFoundError, PermissionNeededError, or FormatError for what is neither.
     """
@@ -64,11 +63,14 @@ async def open_raw(path: Path, stack: AsyncExitStack) -> LayeredDevice:
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise FormatError(f"{path} is neither a regular file nor a block device")
     file = Storage().open(real, writable=False)
-    stack.callback(file.close)
-    length = file.end()
-    source = RawSource(file, length)
-    is_block_device = stat.S_ISBLK(mode)
-    segments = _everything(source.size) if is_block_device else _data(file, length)
+    try:
+        length = file.end()
+        source = RawSource(file, length)
+        is_block_device = stat.S_ISBLK(mode)
+        segments = _everything(source.size) if is_block_device else _data(file, length)
+    except BaseException:
+        file.close()
+        raise
     record = LayerRecord(0, 0, 0, source.size, "", "", b"")
     layer = _RawLayer(source, PlainStream(source, 0, source.size), record, segments, 0)
     return LayeredDevice([layer], str(path))

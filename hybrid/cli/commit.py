@@ -15,6 +15,7 @@ import trio
 from hybrid.build.base import OpenBase, Surroundings, look_around
 from hybrid.build.blob_writer import Wrapping
 from hybrid.build.changes import ChangeSet, config_changes, directory_changes
+from hybrid.build.commit import commit_layer
 from hybrid.build.layer_file import WrittenLayer
 from hybrid.cli.layer.results import print_layer
 from hybrid.cli.layer_progress import shown_progress
@@ -113,8 +114,6 @@ def _changes_of(target: str) -> Iterator[ChangeSet]:
 
 
 async def _to_file(order: Order, output: Path) -> WrittenLayer:
-    from hybrid.build.commit import commit_layer
-
     found = await look_around(order.changes, _base_opener(order))
     with shown_progress() as watcher, output_file(output) as file:
         return await commit_layer(
@@ -123,7 +122,8 @@ async def _to_file(order: Order, output: Path) -> WrittenLayer:
 
 
 async def _to_image(order: Order, image: str) -> tuple[WrittenLayer, str]:
-    from hybrid.build.commit import commit_layer, put_image, read_base, scratch_file
+    # The HTTP client and all that: not for a layer in a file.
+    from hybrid.build.commit_image import put_image, read_base, scratch_file
     from hybrid.build.opening import open_image_destination, open_image_source
 
     if not order.changes.digest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -204,8 +205,6 @@ def test_pairs_give_what_layers_give(tmp_path: Path) -> None:
     found = (Write(3, b"x" * SECTOR * 30), Write(8, 8), Write(100, b"\0" * SECTOR * 16))
 
     async def opened() -> LayeredDevice:
-        from contextlib import AsyncExitStack
-
         async with AsyncExitStack() as stack:
             device = await write_pair(tmp_path, found, SIZE).open(stack)
             stack.pop_all()

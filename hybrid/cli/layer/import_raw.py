@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import click
@@ -48,7 +47,9 @@ def command(
 
 
 async def _import(raw: Path, output: Path, wrapping: Wrapping, text: LayerText) -> WrittenLayer:
-    async with AsyncExitStack() as stack:
-        device = await open_raw(raw, stack)
+    device = open_raw(raw)
+    try:
         job = LayerJob(device, device.size, wrapping, text, Below.nothing())
         return await write_layer_file(job, output)
+    finally:
+        await device.aclose()
