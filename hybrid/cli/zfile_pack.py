@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import click
@@ -19,6 +18,7 @@ from hybrid.core.storage import storage_error
 from hybrid.errors import UsageError
 
 _PIECE_BYTES = 1 << 20
+_STDIN = 0
 
 
 @click.command("pack")
@@ -62,15 +62,15 @@ async def _pack(file: Path, output: Path, wrapping: Wrapping) -> WrittenBlob:
 
             return await write_blob(produce, wrapping, target)
     finally:
-        if descriptor != sys.stdin.fileno():
+        if descriptor != _STDIN:
             os.close(descriptor)
 
 
 def _open(file: Path) -> int:
     if str(file) == "-":
-        if sys.stdin.isatty():
+        if os.isatty(_STDIN):
             raise UsageError("will not read from a terminal", hint="name a file, or use a pipe")
-        return sys.stdin.fileno()
+        return _STDIN
     try:
         return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
