@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from hybrid.core.device import SECTOR, Buffer, Source, check_range
 from hybrid.core.disk import LayeredDevice
 from hybrid.core.layer import Layer
 from hybrid.core.lsmt import LayerRecord, SegmentMap
-from hybrid.core.storage import Storage, StoredFile, storage_error
+from hybrid.core.storage import Storage, StoredFile
 from hybrid.core.stream import PlainStream
 from hybrid.errors import FormatError
 
@@ -56,17 +55,13 @@ def open_raw(path: Path) -> LayeredDevice:
     Raises NotFoundError, PermissionNeededError, or FormatError for what is neither.
     """
     real = Path(os.path.realpath(path))
-    try:
-        mode = real.stat().st_mode
-    except OSError as error:
-        raise storage_error(error, f"cannot open {path}") from error
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+    is_block_device = real.is_block_device()
+    if real.exists() and not (is_block_device or real.is_file()):
         raise FormatError(f"{path} is neither a regular file nor a block device")
     file = Storage().open(real, writable=False)
     try:
         length = file.end()
         source = RawSource(file, length)
-        is_block_device = stat.S_ISBLK(mode)
         segments = _everything(source.size) if is_block_device else _data(file, length)
     except BaseException:
         file.close()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import trio
 
 from hybrid.build.blob_writer import Wrapping, WrittenBlob, write_blob
-from hybrid.build.compact import Advance, Put
+from hybrid.build.compact import Put
 from hybrid.cli.layer_progress import shown_progress
 from hybrid.cli.output import print_json
 from hybrid.cli.packing import packing_options, warn_of_large_blocks
 from hybrid.core.output_file import output_file
-from hybrid.core.storage import storage_error
-from hybrid.errors import UsageError
+from hybrid.core.storage import Storage, StoredFile
+from hybrid.errors import SystemSupportError, UsageError
 
 _PIECE_BYTES = 1 << 20
 _STDIN = 0
@@ -52,42 +54,47 @@ def pack(
 
 
 async def _pack(file: Path, output: Path, wrapping: Wrapping) -> WrittenBlob:
-    descriptor = _open(file)
-    try:
-        with shown_progress() as watcher, output_file(output) as target:
-            advance = watcher.begin("packing", os.fstat(descriptor).st_size)
+    with _opened(file) as source, shown_progress() as watcher, output_file(output) as target:
+        advance = watcher.begin("packing", source.end() if source else 0)
 
-            async def produce(put: Put) -> None:
-                await _read_all(descriptor, file, put, advance)
+        async def produce(put: Put) -> None:
+            async for data in _pieces(source):
+                await put(data)
+                advance(len(data))
 
-            return await write_blob(produce, wrapping, target)
-    finally:
-        if descriptor != _STDIN:
-            os.close(descriptor)
+        return await write_blob(produce, wrapping, target)
 
 
-def _open(file: Path) -> int:
+@contextmanager
+def _opened(file: Path) -> Iterator[StoredFile | None]:
+    """None: stdin."""
     if str(file) == "-":
         if os.isatty(_STDIN):
             raise UsageError("will not read from a terminal", hint="name a file, or use a pipe")
-        return _STDIN
+        yield None
+        return
+    opened = Storage().open(Path(os.path.realpath(file)), writable=False)
     try:
-        return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        yield opened
+    finally:
+        opened.close()
+
+
+async def _pieces(source: StoredFile | None) -> AsyncIterator[bytes]:
+    if source is None:
+        while data := await _read_stdin():
+            yield data
+        return
+    end = source.end()
+    for offset in range(0, end, _PIECE_BYTES):
+        length = min(_PIECE_BYTES, end - offset)
+        yield await trio.to_thread.run_sync(source.read, offset, length)
+
+
+async def _read_stdin() -> bytes:
+    """What a pipe gives, 64 KiB at most: whoever takes it fills the blocks."""
+    try:
+        # Given up when the user presses Ctrl-C: it may never give anything again.
+        return await trio.to_thread.run_sync(os.read, _STDIN, _PIECE_BYTES, abandon_on_cancel=True)
     except OSError as error:
-        raise storage_error(error, f"cannot open {file}") from error
-
-
-async def _read_all(descriptor: int, file: Path, put: Put, advance: Advance) -> None:
-    """Pieces as they come: a pipe gives 64 KiB at most. Who takes them fills the blocks."""
-    while True:
-        try:
-            # Given up when the user presses Ctrl-C: a pipe may never give anything again.
-            data = await trio.to_thread.run_sync(
-                os.read, descriptor, _PIECE_BYTES, abandon_on_cancel=True
-            )
-        except OSError as error:
-            raise storage_error(error, f"cannot read {file}") from error
-        if not data:
-            return
-        await put(data)
-        advance(len(data))
+        raise SystemSupportError(f"cannot read stdin: {error.strerror}") from error

@@ -7,10 +7,7 @@ may be looked at too; what is seen is then as of some moment.
 from __future__ import annotations
 
 import uuid as uuids
-from dataclasses import dataclass
-from operator import sub
 from pathlib import Path
-from typing import Any
 
 from hybrid.core import lsmt, upper_log
 from hybrid.core.device import SECTOR
@@ -25,56 +22,7 @@ from hybrid.core.writable_map import WritableMap
 from hybrid.errors import NotFoundError
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What the two files say."""
-
-    record: LayerRecord
-    segments: SegmentMap
-    used: int
-    """Bytes that the data file takes on the disk."""
-    entries: int = 0
-    """In the log."""
-    unflushed: int = 0
-    """Entries that are not in the log yet."""
-
-
-class WritableLayer(Layer):
-    """A writable layer, read-only, as it was when it was opened."""
-
-    def __init__(self, source: FileSource, found: _Found) -> None:
-        stream = PlainStream(source, 0, source.size)
-        super().__init__(source, stream, found.record, found.segments, 0)
-        segments = found.segments
-        lengths = map(sub, segments.ends, segments.starts)
-        live = SECTOR * sum(
-            length
-            for length, location in zip(lengths, segments.locations, strict=True)
-            if not location & lsmt.ZEROED
-        )
-        self._counts = {
-            "writable": "sparse" if found.record.sparse else "append-only",
-            "segments": len(segments),
-            "live_bytes": live,
-            "dead_bytes": max(0, source.size - lsmt.BLOCK - live),
-            "disk_bytes": found.used,
-            "index_entries": found.entries,
-            "unflushed_entries": found.unflushed,
-        }
-        if found.record.sparse:
-            del self._counts["dead_bytes"]  # what is not live are holes
-
-    def describe(self) -> dict[str, Any]:
-        """As Layer, and what became of what was written. Sizes in bytes.
-
-        ``dead_bytes`` of the data file are overwritten or discarded, ``disk_bytes`` is what it
-        takes on the disk (dead bytes are holes in time), ``unflushed_entries`` would not survive a
-        power cut.
-        """
-        return super().describe() | self._counts
-
-
-def open_pair(data: Path, index: Path) -> WritableLayer:
+def open_pair(data: Path, index: Path) -> Layer:
     """Open the two files as a layer.
 
     Raises NotFoundError, PermissionNeededError or FormatError. The index file of a sparse layer is
@@ -82,7 +30,8 @@ def open_pair(data: Path, index: Path) -> WritableLayer:
     """
     source = FileSource(data)
     try:
-        return WritableLayer(source, _read(data, index))
+        record, segments = _read(data, index)
+        return Layer(source, PlainStream(source, 0, source.size), record, segments, 0)
     except BaseException:
         source.close()
         raise
@@ -108,13 +57,13 @@ def _head(file: StoredFile) -> bytes:
     return file.read(0, min(lsmt.BLOCK, file.size()))
 
 
-def _read(data: Path, index: Path) -> _Found:
+def _read(data: Path, index: Path) -> tuple[LayerRecord, SegmentMap]:
     storage = Storage()
     data_file = storage.open(data, writable=False)
     try:
         header = lsmt.parse_header(_head(data_file), str(data))
         if header.sparse:
-            return _Found(header, scan_sparse(data_file, header), data_file.used())
+            return header, _scan_sparse(data_file, header)
         index_file = storage.open(index, writable=False)
         try:
             return _replay(data_file, index_file)
@@ -124,7 +73,7 @@ def _read(data: Path, index: Path) -> _Found:
         data_file.close()
 
 
-def _replay(data: StoredFile, index: StoredFile) -> _Found:
+def _replay(data: StoredFile, index: StoredFile) -> tuple[LayerRecord, SegmentMap]:
     # First what is unflushed, then the log, then the data: a flush meanwhile moves entries from
     # the first to the second, and what either refers to is in the data file before.
     record = read_pair_record(data, index)
@@ -134,9 +83,7 @@ def _replay(data: StoredFile, index: StoredFile) -> _Found:
     upper_log.replay(raw, segments, data.size() // SECTOR, str(index.path))
     for start, count, location in unflushed:
         segments.put(start, start + count, location)
-    return _Found(
-        record, segments.snapshot(), data.used(), len(raw) // lsmt.ENTRY_SIZE, len(unflushed)
-    )
+    return record, segments.snapshot()
 
 
 def _unflushed_entries(index: Path, record: LayerRecord) -> list[upper_log.Entry]:
@@ -152,11 +99,8 @@ def _unflushed_entries(index: Path, record: LayerRecord) -> list[upper_log.Entry
         file.close()
 
 
-def scan_sparse(file: StoredFile, record: LayerRecord) -> SegmentMap:
-    """The index of a sparse layer, by its holes.
-
-    Sector x lies at byte 4096 + 512 x; what is no hole is mapped (spec: lsmt 9).
-    """
+def _scan_sparse(file: StoredFile, record: LayerRecord) -> SegmentMap:
+    """Sector x lies at byte 4096 + 512 x; what is no hole is mapped (spec: lsmt 9)."""
     segments = SegmentMap()
     end = min(file.size(), lsmt.BLOCK + record.virtual_size)
     position = lsmt.BLOCK

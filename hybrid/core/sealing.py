@@ -9,7 +9,8 @@ import trio
 
 from hybrid.core import lsmt, upper_log
 from hybrid.core.device import SECTOR
-from hybrid.core.pair import read_pair_record, scan_sparse
+from hybrid.core.pair import open_pair, read_pair_record
+from hybrid.core.source import FileSource
 from hybrid.core.storage import Storage, StoredFile
 from hybrid.core.unflushed import running_boot
 from hybrid.core.upper import Upper
@@ -24,7 +25,7 @@ async def seal_pair(data: Path, index: Path) -> None:
     """
     storage = Storage()
     if await trio.to_thread.run_sync(_is_sealed_or_sparse, storage, data, index):
-        await trio.to_thread.run_sync(_seal_sparse, storage, data)
+        await trio.to_thread.run_sync(_seal_sparse, storage, data, index)
         return
     upper = Upper.open(storage, data, index, running_boot())
     try:
@@ -61,12 +62,12 @@ def _is_sealed(file: StoredFile) -> bool:
     return True
 
 
-def _seal_sparse(storage: Storage, data: Path) -> None:
+def _seal_sparse(storage: Storage, data: Path, index: Path) -> None:
     file = storage.open(data)
     try:
         file.lock()
-        header = lsmt.parse_header(file.read(0, lsmt.BLOCK), str(data))
-        raw = upper_log.pack_map(scan_sparse(file, header))
+        header, segments = _index_of_sparse(data, index)
+        raw = upper_log.pack_map(segments)
         count = len(raw) // lsmt.ENTRY_SIZE
         if count > lsmt.MAX_ENTRIES:
             raise UnsupportedError(
@@ -83,3 +84,10 @@ def _seal_sparse(storage: Storage, data: Path) -> None:
         file.sync()
     finally:
         file.close()
+
+
+def _index_of_sparse(data: Path, index: Path) -> tuple[lsmt.LayerRecord, lsmt.SegmentMap]:
+    layer = open_pair(data, index)
+    assert isinstance(layer.source, FileSource)
+    layer.source.close()
+    return layer.record, layer.segments or lsmt.SegmentMap()

@@ -9,11 +9,10 @@ from typing import Any
 import click
 import trio
 
-from hybrid.cli.layer.stacks import LAYERS, open_stack
+from hybrid.cli.layer.stacks import LAYERS, open_stack, pairs_of
 from hybrid.cli.output import print_json, print_pairs
-from hybrid.core.device import SECTOR
 from hybrid.core.layer import Layer
-from hybrid.core.lsmt import SegmentMap
+from hybrid.core.pair_summary import live_bytes, summarize_pair
 
 
 @click.command("info")
@@ -47,17 +46,17 @@ async def _info(layers: tuple[Path, ...], with_index: bool) -> dict[str, Any]:
         merged: dict[str, Any] = {
             "virtual_size": device.size,
             "segments": len(device.segments),
-            "mapped_bytes": _mapped(device.segments),
+            "mapped_bytes": live_bytes(device.segments),
         }
         if with_index:
             merged["index"] = [list(segment) for segment in device.segments]
-        described = [_describe(layer) for layer in device.layers]
+        pairs = {str(data): (data, index) for data, index in pairs_of(layers)}
+        described = [_describe(layer, pairs.get(layer.name)) for layer in device.layers]
         return {"layers": described, "merged": merged}
 
 
-def _describe(layer: Layer) -> dict[str, Any]:
-    return {"name": layer.name, **layer.describe()}
-
-
-def _mapped(segments: SegmentMap) -> int:
-    return SECTOR * sum(segment.length for segment in segments if not segment.zeroed)
+def _describe(layer: Layer, pair: tuple[Path, Path] | None) -> dict[str, Any]:
+    described = {"name": layer.name, **layer.describe()}
+    if pair is not None:
+        described |= summarize_pair(*pair)
+    return described

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from hybrid.config import load_global_config
+from hybrid.config import load_global_config, load_image_config
 from hybrid.core.disk import LayeredDevice
 from hybrid.core.image import ImageRequest, open_image
 from hybrid.core.layer import Layer
@@ -64,6 +64,22 @@ async def open_one(path: Path, stack: AsyncExitStack) -> list[Layer]:
         return [layer]
     for layer in found:
         stack.push_async_callback(layer.aclose)
+    return found
+
+
+def pairs_of(layers: tuple[Path, ...]) -> list[tuple[Path, Path]]:
+    """Data and index files of the writable layers among those that were named."""
+    found = []
+    for path in layers:
+        pair = split_pair(path)
+        if is_config(path):
+            upper = load_image_config(path).upper
+            pair = (upper.data, upper.index) if upper else None
+        elif is_upper_directory(path):
+            directory = UpperDirectory(path)
+            pair = directory.data, directory.index
+        if pair is not None:
+            found.append(pair)
     return found
 
 
