@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid as uuids
-from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,8 @@ def _read(data: Path, index: Path) -> tuple[lsmt.LayerRecord, lsmt.SegmentMap, i
 
 def live_bytes(segments: lsmt.SegmentMap) -> int:
     """Bytes that are mapped to data."""
-    lengths = map(sub, segments.ends, segments.starts)
-    return SECTOR * sum(
-        length
-        for length, location in zip(lengths, segments.locations, strict=True)
-        if not location & lsmt.ZEROED
-    )
+    parts = zip(segments.starts, segments.ends, segments.locations, strict=True)
+    return SECTOR * sum(end - start for start, end, location in parts if not location & lsmt.ZEROED)
 
 
 def _used(data: Path) -> int:

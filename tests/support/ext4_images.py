@@ -45,6 +45,18 @@ def check(path: Path) -> None:
     run("e2fsck", "-fn", path)
 
 
+def judge(path: Path) -> str:
+    """What e2fsck says, but for the name of the file."""
+    done = subprocess.run(["e2fsck", "-fn", path], capture_output=True, text=True, errors="replace")
+    return done.stdout.replace(str(path), "")
+
+
+def content(path: Path, name: str) -> bytes:
+    """The bytes of a file in the file system."""
+    done = subprocess.run(["debugfs", "-R", f'cat "{name}"', path], capture_output=True, check=True)
+    return done.stdout
+
+
 def tree(path: Path, name: str = "/") -> dict[str, str]:
     """What debugfs says of every file below a directory: its path, and what it is."""
     found = {}
