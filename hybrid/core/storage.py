@@ -34,6 +34,13 @@ class StoredFile:
     def size(self) -> int:
         return os.fstat(self._fd).st_size
 
+    def end(self) -> int:
+        """As ``size``, and of a block device as well. Raises StorageFailedError, ..."""
+        try:
+            return os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError as error:
+            raise storage_error(error, f"cannot tell the size of {self.path}") from error
+
     def used(self) -> int:
         """Bytes that the file takes on the disk."""
         return os.fstat(self._fd).st_blocks * 512

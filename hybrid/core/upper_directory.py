@@ -316,6 +316,19 @@ def _lock_directory(path: Path) -> int:
     return descriptor
 
 
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Keep all others from using the layer in a directory, until the end of the block.
+
+    Raises BusyError (somebody uses it) or NotFoundError.
+    """
+    lock = _lock_directory(path)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 async def open_sealed(path: Path) -> Layer:
     """A layer of the directory that was sealed in place."""
     source = FileSource(path)
