@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from zlib import adler32
 
-from hybrid.build.tar.numbers import header_number
+from hybrid.build.tar.numbers import clamped, header_number
 from hybrid.errors import FormatError
 
 BLOCK = 512
@@ -46,7 +46,7 @@ def parse_header(block: bytes) -> Header:
         uid = header_number(numbers[8:16], "uid")
         gid = header_number(numbers[16:24], "gid")
         size = header_number(numbers[24:36], "size")
-        mtime = header_number(numbers[36:48], "mtime")
+        mtime = clamped(header_number(numbers[36:48], "mtime"))
     else:
         mode, uid, gid = _octal(numbers[0:8]), _octal(numbers[8:16]), _octal(numbers[16:24])
         size, mtime = _octal(numbers[24:36]), _octal(numbers[36:48])

@@ -8,7 +8,7 @@ from hybrid.errors import FormatError
 
 _DECIMAL = re.compile(rb"[0-9]{1,20}")
 _TIME = re.compile(rb"(-?)([0-9]{1,20})(?:[.,]([0-9]*))?")
-_OCTAL_BYTES = b"01234567 \0"
+_TIME_LIMIT = 1 << 62
 
 
 def header_number(field: bytes, what: str) -> int:
@@ -41,4 +41,9 @@ def timestamp(text: bytes, what: str) -> tuple[int, int]:
     seconds, nanoseconds = int(whole), int((fraction or b"0")[:9].ljust(9, b"0"))
     if sign:
         seconds, nanoseconds = (-seconds - 1, 10**9 - nanoseconds) if nanoseconds else (-seconds, 0)
-    return seconds, nanoseconds
+    return clamped(seconds), nanoseconds
+
+
+def clamped(seconds: int) -> int:
+    """Times that no file system has fit into 64 bits all the same."""
+    return max(-_TIME_LIMIT, min(seconds, _TIME_LIMIT))
