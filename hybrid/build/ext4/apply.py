@@ -1,8 +1,8 @@
-"""Applying the archive of one OCI layer to a file system (spec: layer-apply; OCI image-spec, layer.md).
+"""Applying the archive of one OCI layer to a file system (spec: layer-apply; OCI: layer.md).
 
 Where the reference is weak, this does what containerd does: symbolic links among the parents are
-followed inside the root, targets of links stay as they are, owners and times of PAX count. What this
-layer brings is never taken away by its own whiteouts, wherever they stand in it.
+followed inside the root, targets of links stay as they are, owners and times of PAX count. What
+this layer brings is never taken away by its own whiteouts, wherever they stand in it.
 """
 
 from __future__ import annotations
@@ -194,14 +194,13 @@ class Applier:
     def _hard_link(self, reader: TarReader, entry: Entry, directory: int, last: bytes) -> None:
         """The link, and the entry's attributes for the file that it leads to."""
         fs = self._fs
-        target = self._link_target(reader, entry)
-        inode, _, fresh = target
+        inode, _, fresh = self._link_target(reader, entry)
         found = fs.lookup(directory, last)
         if found is None or found[0] != inode:
             if found is not None:
-                # The old thing may hold the target itself: a link keeps it while that goes.
                 self._remover.remove(directory, last, spare=False)
-                target = self._link_target(reader, entry)
+                # The target may have been in what was removed: then this says so.
+                inode, _, fresh = self._link_target(reader, entry)
             fs.link(directory, last, inode)
         if not fresh:
             self._remover.keep_link(directory, last)

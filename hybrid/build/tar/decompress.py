@@ -1,14 +1,15 @@
 """Layers as they are stored: plain, gzip or zstd, recognised by their first bytes.
 
-Memory is bounded whatever the stream expands to: each step gives at most what was asked for. gzip goes
-through the standard library's zlib (400 MB/s of output on one core; isal has 740, which does not
-pay for a dependency while other parts of a conversion take more); zstd through ``zstandard``.
+Memory is bounded whatever the stream expands to: each step gives at most what was asked for. gzip
+goes through the standard library's zlib (400 MB/s of output on one core; isal has 740, which does
+not pay for a dependency while other parts of a conversion take more); zstd through ``zstandard``.
 """
 
 from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
+from typing import IO, cast
 
 import zstandard
 
@@ -145,7 +146,9 @@ class _Zstd(Expander):
         self._walker = FrameWalker()
         expander = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
         self._reader = expander.stream_reader(
-            _Followed(source, self._walker), read_size=_INPUT, read_across_frames=True
+            cast(IO[bytes], _Followed(source, self._walker)),  # it calls nothing but read
+            read_size=_INPUT,
+            read_across_frames=True,
         )
 
     def read(self, size: int) -> bytes:

@@ -43,4 +43,4 @@ class Entry:
     stored: int = 0
     """Bytes of data in the archive: less than ``size`` for a sparse file."""
     sparse: list[tuple[int, int]] | None = None
-    """(offset, length) in the file of each piece of the stored data, ascending; None: not sparse."""
+    """(offset, length) in the file of each piece of stored data, ascending; None: not sparse."""

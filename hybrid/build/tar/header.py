@@ -16,7 +16,7 @@ _OCTAL = b"01234567 \0"
 
 @dataclass(slots=True)
 class Header:
-    """The fields of a header that hybrid uses. ``block`` is kept for those that few entries need."""
+    """The fields that hybrid uses. ``block`` is kept for those that few entries need."""
 
     name: bytes
     type: bytes
@@ -30,7 +30,7 @@ class Header:
 
     @property
     def device(self) -> tuple[int, int]:
-        """Major and minor number. Only devices have them: elsewhere the fields may hold anything."""
+        """Major and minor number. Elsewhere than in devices the fields may hold anything."""
         return (
             header_number(self.block[329:337], "major device number"),
             header_number(self.block[337:345], "minor device number"),

@@ -28,8 +28,8 @@ _SPECIAL = frozenset(b"xXgLKV"[i : i + 1] for i in range(6))
 class TarReader:
     """Reads an archive of any dialect (see the package) from ``read(n)``.
 
-    For each ``entry`` that iterating gives, ``data()`` or ``whole()`` may be called at most once; what
-    is not taken is skipped. All raise FormatError with the offset for damage and truncation, and
+    For each entry that iterating gives, ``data()`` or ``whole()`` give its content; what is not
+    taken is skipped. All raise FormatError with the offset for damage and truncation, and
     UnsupportedError for types that no layer has. ``name`` is what messages call the archive.
     """
 
@@ -56,8 +56,9 @@ class TarReader:
 
     def data(self) -> Iterator[memoryview]:
         """The stored data of the entry, in pieces of at most 1 MiB or so."""
-        left, self._left = self._left, 0
-        for part in self._window.pieces(left, "the data of a file"):
+        while self._left:
+            part = self._window.piece(self._left, "the data of a file")
+            self._left -= len(part)
             yield part
 
     def drain(self) -> None:
@@ -99,10 +100,8 @@ class TarReader:
     def _header(self) -> Header | None:
         """The next header; None at the end: two blocks of zeros, or no more bytes."""
         window = self._window
-        if self._left:
-            for _ in window.pieces(self._left, "the data of a file"):
-                pass
-            self._left = 0
+        for _ in self.data():
+            pass
         if self._padding:
             window.exactly(self._padding, "the data of a file")
             self._padding = 0

@@ -1,7 +1,7 @@
 """Maps of sparse files: where in a file the pieces of stored data belong. Pure.
 
 A map is a list of (offset, length) in bytes. Four formats: GNU's own header (type ``S``), and 0.0,
-0.1 and 1.0 in PAX records (GNU tar manual, "Sparse Formats"). In 1.0 the map is in front of the data.
+0.1 and 1.0 in PAX records (GNU tar manual, "Sparse Formats"). In 1.0 the map precedes the data.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class MapInData:
 
 
 def check_map(pieces: Map, size: int, stored: int) -> Map:
-    """The map without empty pieces, if it fits to a file of ``size`` with ``stored`` bytes of data."""
+    """The map without empty pieces, if it fits to a file of ``size`` and its ``stored`` data."""
     end = total = 0
     for offset, length in pieces:
         if offset < end or length < 0 or offset + length > size:

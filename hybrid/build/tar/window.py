@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from hybrid.core.device import Buffer
 from hybrid.errors import FormatError
@@ -46,17 +46,15 @@ class Window:
             raise self.truncated(what)
         return part
 
-    def pieces(self, length: int, what: str) -> Iterator[memoryview]:
-        """The next bytes, as they come."""
-        while length:
-            if self._at == len(self._view):
-                self._fill(1)
-            part = self._view[self._at : self._at + length]
-            if not part:
-                raise self.truncated(what)
-            self._at += len(part)
-            length -= len(part)
-            yield part
+    def piece(self, length: int, what: str) -> memoryview:
+        """1 to ``length`` of the next bytes, as they come."""
+        if self._at == len(self._view):
+            self._fill(1)
+        part = self._view[self._at : self._at + length]
+        if not part:
+            raise self.truncated(what)
+        self._at += len(part)
+        return part
 
     def truncated(self, what: str) -> FormatError:
         return FormatError(
