@@ -41,6 +41,8 @@ int fail_code(errcode_t code, const char *doing)
     case EXT2_ET_NO_MEMORY:
         PyErr_NoMemory();
         return -1;
+    case EOVERFLOW:
+        return fail("format", "%s: impossible numbers in the file system", doing);
     default:
         /* Numbers of the library's own table say that the file system is damaged. */
         return fail(code < 1000 ? "system" : "format", "%s: %s", doing, error_message(code));

@@ -139,6 +139,19 @@ static int check_features(struct ext2_super_block *super, uint64_t blocks)
     return 0;
 }
 
+/* The reference leaves the totals as they were when it has applied a layer; the groups are right. */
+static void correct_totals(ext2_filsys fs)
+{
+    blk64_t blocks = 0;
+    ext2_ino_t inodes = 0;
+    for (dgrp_t group = 0; group < fs->group_desc_count; group++) {
+        blocks += ext2fs_bg_free_blocks_count(fs, group);
+        inodes += ext2fs_bg_free_inodes_count(fs, group);
+    }
+    ext2fs_free_blocks_count_set(fs->super, blocks);
+    fs->super->s_free_inodes_count = inodes;
+}
+
 int open_filesystem(FileSystem *self)
 {
     char name[32];
@@ -154,5 +167,6 @@ int open_filesystem(FileSystem *self)
         error = ext2fs_read_bitmaps(self->fs);
     if (error)
         return fail_code(error, "opening the file system");
+    correct_totals(self->fs);
     return prepare(self);
 }

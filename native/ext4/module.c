@@ -685,9 +685,16 @@ static struct PyModuleDef module = {
     .m_methods = functions,
 };
 
+/* The library would print what it finds damaged to stderr; what matters is raised. */
+static void say_nothing(const char *who, errcode_t code, const char *format, va_list arguments)
+{
+    (void)who, (void)code, (void)format, (void)arguments;
+}
+
 PyMODINIT_FUNC PyInit__native(void)
 {
     initialize_ext2_error_table();
+    set_com_err_hook(say_nothing);
     PyObject *made = PyModule_Create(&module), *type = PyType_FromSpec(&spec);
     native_error = PyErr_NewException("hybrid.build.ext4._native.NativeError", NULL, NULL);
     if (!made || !type || !native_error || PyModule_AddObjectRef(made, "FileSystem", type) ||

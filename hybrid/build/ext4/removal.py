@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from hybrid.build.ext4.native import DIRECTORY, SYMLINK, FileSystem
 from hybrid.build.ext4.paths import Resolver
+from hybrid.errors import FormatError
 
 _Children = Iterator[tuple[bytes, int, int, bool]]
 
@@ -54,6 +55,8 @@ class Remover:
                 continue
             name, inode, kind, fresh = child
             if kind == DIRECTORY:
+                if any(inode == above for above, _ in stack):
+                    raise FormatError(f"directory inode {inode} is inside itself")
                 stack.append((inode, iter(fs.listdir(inode))))
                 ends.append((here, name, inode, spare and fresh))
             else:
