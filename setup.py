@@ -1,8 +1,8 @@
 """The compiled parts of hybrid; all else is in pyproject.toml.
 
-Both are optional: without a C compiler or Python's headers hybrid is installed all the same. Blocks
-are then run in Python (hybrid/core/zblocks.py), which is slower; conversion to ext4, which takes the
-headers of libext2fs too, says what to install (hybrid/build/ext4/native.py).
+Both are optional: without a C compiler or Python's headers hybrid is installed all the same.
+Blocks are then run in Python (hybrid/core/zblocks.py), which is slower; conversion to ext4, which
+needs the headers of libext2fs too, says what to install (hybrid/build/ext4/native.py).
 """
 
 from __future__ import annotations
