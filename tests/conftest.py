@@ -18,7 +18,7 @@ settings.register_profile(
 settings.register_profile("search", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-_LAYERS = ("test_", "core/", "fuse/", "block/", "mount/", "conformance/", "cli/", "e2e/")
+_LAYERS = ("test_", "core/", "build/", "fuse/", "block/", "mount/", "conformance/", "cli/", "e2e/")
 IN_GUEST = os.environ.get("HYBRID_TEST_GUEST") == "1"
 """Set in the guest that tools/test starts: its kernel has what tests marked ``guest`` need."""
 

@@ -8,7 +8,8 @@ import io
 import logging
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import click
 
@@ -26,8 +27,12 @@ VERBS = {
     "doctor": ("hybrid.cli.doctor", "Tell which modes work here, and what is missing."),
     "gc": ("hybrid.cli.gc", "Remove what dead servers have left behind."),
     "inspect": ("hybrid.cli.inspect", "Show what an image is made of."),
-    "zfile": ("hybrid.cli.zfile", "Look at one ZFile: info, verify, unpack."),
-    "layer": ("hybrid.cli.layer", "Look at layers: info, dump."),
+    "commit": ("hybrid.cli.commit", "Make a layer, or an image, of what was written to a mount."),
+    "copy": ("hybrid.cli.copy", "Copy an image between registries, OCI layouts and archives."),
+    "push": ("hybrid.cli.push", "Copy an image on disk to a registry."),
+    "pull": ("hybrid.cli.pull", "Copy an image from a registry to disk."),
+    "zfile": ("hybrid.cli.zfile", "Work on one ZFile: info, verify, pack, unpack."),
+    "layer": ("hybrid.cli.layer", "Work on layers: info, dump, verify, merge, import, commit, ..."),
 }
 
 logger = logging.getLogger("hybrid")
@@ -40,6 +45,8 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None
 
 def _accept_verbose(command: click.Command) -> None:
     """Let ``-v`` stand behind a verb too, where people type it."""
+    if isinstance(command, LazyGroup):
+        return  # it sees to its verbs itself, when they are imported
     if isinstance(command, click.Group):
         for nested in command.commands.values():
             _accept_verbose(nested)
@@ -58,19 +65,25 @@ def _accept_verbose(command: click.Command) -> None:
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called."""
 
+    def __init__(
+        self, *arguments: Any, verbs: Mapping[str, tuple[str, str]] = VERBS, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.verbs = verbs
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(self.verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name not in self.verbs:
             return None
-        command: click.Command = importlib.import_module(VERBS[cmd_name][0]).command
+        command: click.Command = importlib.import_module(self.verbs[cmd_name][0]).command
         _accept_verbose(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(verb, text) for verb, (_, text) in VERBS.items()])
+            formatter.write_dl([(verb, text) for verb, (_, text) in self.verbs.items()])
 
 
 def set_up_logging(verbose: bool) -> None:

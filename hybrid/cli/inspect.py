@@ -11,6 +11,7 @@ import trio
 from hybrid.cli.output import print_json, print_pairs, print_table
 from hybrid.config import load_global_config
 from hybrid.core.image import ImageRequest, open_image
+from hybrid.core.units import human_size
 from hybrid.mount.filesystems import HEAD_BYTES, detect
 
 
@@ -35,8 +36,8 @@ def command(
         [
             ("image", found["image"]),
             ("digest", found["digest"]),
-            ("virtual size", _human(found["virtual_size"])),
-            ("layers", f"{len(found['layers'])}, {_human(found['bytes_total'])} in all"),
+            ("virtual size", human_size(found["virtual_size"])),
+            ("layers", f"{len(found['layers'])}, {human_size(found['bytes_total'])} in all"),
             ("segments", found["segments"]),
             ("file system", found["fstype"]),
         ]
@@ -47,7 +48,7 @@ def command(
         [
             (
                 layer["name"][:19] if layer["name"].startswith("sha256:") else layer["name"],
-                _human(layer["size"]),
+                human_size(layer["size"]),
                 layer["compression"],
                 layer.get("block_size", "-"),
                 layer["uuid"] or "-",
@@ -64,11 +65,3 @@ async def _inspect(request: ImageRequest) -> dict[str, Any]:
         return image.describe() | {"fstype": found.fstype if found else None}
     finally:
         await image.aclose()
-
-
-def _human(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

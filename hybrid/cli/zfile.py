@@ -1,4 +1,4 @@
-"""`hybrid zfile`: look at one ZFile, bare or in its tar wrapper."""
+"""`hybrid zfile`: work on one ZFile, bare or in its tar wrapper."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 import trio
 
 from hybrid.cli.output import print_json, print_pairs
+from hybrid.cli.zfile_pack import pack
 from hybrid.core.opening import open_stream
 from hybrid.core.output_file import output_file
 from hybrid.core.source import FileSource
@@ -29,7 +30,10 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 
 @click.group("zfile", no_args_is_help=False)
 def command() -> None:
-    """Look at one ZFile; a tar wrapper around it is recognised."""
+    """Work on one ZFile; a tar wrapper around it is recognised."""
+
+
+command.add_command(pack)
 
 
 @command.command("info")

@@ -8,6 +8,9 @@ Codecs, PURE       tarball     the one-member tar wrapper
                    zfile       seekable compression   lsmt        the layer format and the merge
 Sources            source      file, memory, faults   cache       persistent, shared by processes
                    registry    OCI distribution       layout      OCI image layout on disk
+Whole blobs        byte_stream streams, verified      download    a blob of a registry as a stream
+                   push        to a registry: upload, upload_bodies, push_session,
+                               push_errors, request_body
 Behind registry    fetch, auth, challenge, redirect, retry, byte_range, transport, tls, origins,
                    proxies, hosts, http_errors, connection_errors, registry_settings;
                    credentials, credential_service, credential_helper
@@ -17,4 +20,5 @@ From blob to disk  stream      plain or expanded      opening     blob -> layer,
                    remote      registry and cache, set up by the configuration
                    image       image name -> Device
 Results            output_file a file that appears whole or not at all
+                   units       sizes for people, PURE
 """

@@ -26,6 +26,7 @@ from hybrid.core.credentials import Credentials, Login
 from hybrid.core.hosts import host_name, is_loopback
 from hybrid.core.http_errors import status_error
 from hybrid.core.reference import RegistryReference
+from hybrid.core.request_body import BytesBody
 from hybrid.core.retry import TransientError
 from hybrid.core.transport import Transport
 from hybrid.errors import AuthError, HybridError, NetworkError
@@ -37,6 +38,26 @@ MAX_TOKEN_ANSWER_BYTES = 1 << 20
 MAX_SLOTS = 256
 """How many tokens are kept; a registry may name a new scope in each challenge."""
 LOGIN_HINT = "log in with `docker login`, or check the credential file"
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a request wants to do in its repository: pull, or push as well.
+
+    ``mount_from`` is another repository of the same registry that it takes a blob from.
+    """
+
+    push: bool = False
+    mount_from: str = ""
+
+    def scope(self, ref: RegistryReference) -> str:
+        """As token servers call it."""
+        own = f"repository:{ref.repository}:{'pull,push' if self.push else 'pull'}"
+        return f"{own} repository:{self.mount_from}:pull" if self.mount_from else own
+
+
+PULL = Access()
+PUSH = Access(push=True)
 
 
 @dataclass(frozen=True)
@@ -77,32 +98,37 @@ class Authenticator:
         self._transport = transport
         self._credentials = credentials
         self._basic: dict[str, str] = {}
-        self._bearer: dict[str, TokenKey] = {}
+        self._bearer: dict[tuple[str, Access], TokenKey] = {}
         self._slots: dict[TokenKey, TokenSlot] = {}
 
-    async def authorization(self, ref: RegistryReference) -> str | None:
+    async def authorization(self, ref: RegistryReference, access: Access = PULL) -> str | None:
         """The header as far as it is known without a challenge; an expired token is renewed."""
-        key = self._bearer.get(ref.name)
+        key = self._bearer.get((ref.name, access))
         if key is None:
             return self._basic.get(ref.name)
         try:
             header, _ = await self._token_header(key, ref, stale=None)
         except trio.Cancelled:
             # Maybe that server was silent until the time was up: the next one asks the registry.
-            self._forget(ref, key)
+            self._forget(ref, access, key)
             raise
         except (TransientError, HybridError):
             # An anonymous request learns where tokens come from now.
-            self._forget(ref, key)
+            self._forget(ref, access, key)
             return None
         return header
 
-    def _forget(self, ref: RegistryReference, key: TokenKey) -> None:
-        if self._bearer.get(ref.name) == key:
-            del self._bearer[ref.name]
+    def _forget(self, ref: RegistryReference, access: Access, key: TokenKey) -> None:
+        if self._bearer.get((ref.name, access)) == key:
+            del self._bearer[ref.name, access]
 
     async def answer(
-        self, ref: RegistryReference, challenges: Sequence[Challenge], sent: str | None, tls: bool
+        self,
+        ref: RegistryReference,
+        challenges: Sequence[Challenge],
+        sent: str | None,
+        tls: bool,
+        access: Access = PULL,
     ) -> tuple[str, bool]:
         """(header to try after a 401 to a request that carried ``sent``, whether it is the last).
 
@@ -114,20 +140,23 @@ class Authenticator:
             offered = ", ".join(c.scheme for c in challenges)[:80] or "nothing"
             raise AuthError(f"{ref.host} wants a login but offers {offered}, not Basic or Bearer")
         if chosen.scheme == "basic":
-            return await self._basic_header(ref, sent), False
+            return await self._basic_header(ref, access, sent), False
+        scope = chosen.parameters.get("scope", "")
         key = TokenKey(
             ref.api_host,
             tls,
             chosen.parameters["realm"],
             chosen.parameters.get("service", ""),
-            chosen.parameters.get("scope") or f"repository:{ref.repository}:pull",
+            joined_scopes(scope, access.scope(ref)) if access.push or not scope else scope,
         )
         answer = await self._token_header(key, ref, stale=sent)
-        self._bearer[ref.name] = key
+        if len(self._bearer) >= MAX_SLOTS:
+            self._bearer.clear()
+        self._bearer[ref.name, access] = key
         self._basic.pop(ref.name, None)
         return answer
 
-    async def _basic_header(self, ref: RegistryReference, sent: str | None) -> str:
+    async def _basic_header(self, ref: RegistryReference, access: Access, sent: str | None) -> str:
         login = await self._credentials.lookup(ref.host, ref.repository)
         if login is None or not login.username:
             raise AuthError(f"{ref.name} needs a login, and none was found", hint=LOGIN_HINT)
@@ -135,7 +164,7 @@ class Authenticator:
         if header == sent:
             raise AuthError(f"{ref.host} refuses the login of {login.username!r}", hint=LOGIN_HINT)
         self._basic[ref.name] = header
-        self._bearer.pop(ref.name, None)
+        self._bearer.pop((ref.name, access), None)
         return header
 
     def _slot(self, key: TokenKey) -> TokenSlot:
@@ -183,8 +212,9 @@ class Authenticator:
             method, url, content = "GET", token_url(key, fields), None
             if login is not None:
                 headers["Authorization"] = basic(login)
+        body = BytesBody(content) if content is not None else None
         async with self._transport.exchange(
-            method, url, headers, registry=key.host, content=content
+            method, url, headers, registry=key.host, body=body
         ) as response:
             if response.status_code != 200:
                 raise await token_error(response, ref, login)
@@ -205,6 +235,22 @@ def choose(challenges: Sequence[Challenge]) -> Challenge | None:
         if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
             return challenge
     return next((c for c in challenges if c.scheme == "basic"), None)
+
+
+def joined_scopes(asked: str, wanted: str) -> str:
+    """What the registry asks for, and what of ``wanted`` is not in it.
+
+    The challenge to a request that only looks asks for less than the push behind it needs. The
+    actions are sorted: registries name them in any order, and one token serves for all of them.
+    """
+    actions: dict[str, list[str]] = {}
+    for scope in (*asked.split(), *wanted.split()):
+        name, _, found = scope.rpartition(":")
+        known = actions.setdefault(name, [])
+        known += [action for action in found.split(",") if action not in known]
+    return " ".join(
+        ":".join(filter(None, (name, ",".join(sorted(found))))) for name, found in actions.items()
+    )
 
 
 def basic(login: Login) -> str:

@@ -97,7 +97,8 @@ class LayeredDevice(Device):
             if found is None:
                 missing.append(number)
         await _fetch(extents, files, missing, parts)
-        return b"".join(part for found in parts for part in found)
+        pieces = [part for found in parts for part in found]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def identity(self) -> str:
         """A hex digest that differs for another disk: of indexes, sizes and uuids of all layers.

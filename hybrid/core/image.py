@@ -30,6 +30,7 @@ from hybrid.core.manifest import (
     has_overlaybd_annotations,
     overlaybd_layers,
     parse_document,
+    plain_image,
     select_platform,
 )
 from hybrid.core.opening import open_layer
@@ -37,6 +38,7 @@ from hybrid.core.pair import open_pair
 from hybrid.core.platforms import Platform, host_platform, parse_platform
 from hybrid.core.recognize import RECOGNIZE_BYTES, unannotated_image
 from hybrid.core.reference import (
+    ArchiveReference,
     ConfigReference,
     LayoutReference,
     ManifestBlob,
@@ -175,6 +177,8 @@ async def resolve_image(request: ImageRequest, stack: AsyncExitStack) -> ImagePl
         return await _resolve_config(request, reference.path, stack)
     if isinstance(reference, LayoutReference):
         return await _resolve_layout(reference, wanted)
+    if isinstance(reference, ArchiveReference):
+        raise plain_image(str(reference))
     return await _resolve_registry(request, reference, wanted, stack)
 
 
@@ -336,7 +340,9 @@ def _upper_plan(upper: UpperConfig) -> BlobPlan:
     async def open_blob() -> Source:
         return FileSource(upper.data)
 
-    return BlobPlan(str(upper.data), open_blob, lambda: open_pair(upper.data, upper.index))
+    return BlobPlan(
+        str(upper.data), open_blob, lambda: open_pair(upper.data, upper.index, lock=True)
+    )
 
 
 async def _open_remote(

@@ -69,6 +69,15 @@ class Fields:
             for key, item in items.items()
         }
 
+    def string_list(self, name: str) -> tuple[str, ...]:
+        """An array of strings that must be there; at most MAX_ENTRIES."""
+        value = self._value.get(name)
+        if not isinstance(value, list):
+            self._refuse(name, "missing" if value is None else "no array")
+        if len(value) > MAX_ENTRIES:
+            self._refuse(name, f"too long: {len(value)} entries, at most {MAX_ENTRIES} can be")
+        return tuple(self._text(f"{name}[{n}]", item) for n, item in enumerate(value))
+
     def nested(self, name: str) -> Fields:
         """An object that must be there."""
         value = self._value.get(name)

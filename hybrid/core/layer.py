@@ -120,8 +120,8 @@ class Layer:
             check_zfile_head(view, self.source, self.stream, self.base)
             blocks = self.stream.blocks
             data = view[self.base + zfile.HEADER_SIZE :]
-            first = blocks.decode(data, 0, -(-lsmt.BLOCK // blocks.block_size))
-            block = b"".join(first)[: lsmt.BLOCK]
+            count = -(-lsmt.BLOCK // blocks.block_size)
+            block = blocks.decode(data, 0, count)[: lsmt.BLOCK]
         else:
             _check_wrapper(view, self.source, self.base, self.stream.size)
             block = bytes(view[self.base : self.base + lsmt.BLOCK])

@@ -42,9 +42,9 @@ class OciLayout:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._check_version()
+        check_version(directory)
         index = directory / "index.json"
-        data = _read(index, MAX_DOCUMENT_BYTES, "the index of the OCI layout")
+        data = read_file(index, MAX_DOCUMENT_BYTES, "the index of the OCI layout")
         self._entries = tuple(parse_layout_index(data, str(index)))
 
     def tags(self) -> list[str]:
@@ -60,14 +60,18 @@ class OciLayout:
         """
         if reference is not None and is_digest(reference):
             return self._manifest(self._entry_with_digest(reference), reference)
-        entries = self._named(reference) if reference is not None else self._default()
+        entries = self.images(reference)
         entry = self._choose(entries, platform)
         return self._manifest(entry, entry.digest)
+
+    def images(self, reference: str | None) -> list[Descriptor]:
+        """The entries that a tag or full name (None: as for ``resolve``) stands for."""
+        return self._named(reference) if reference is not None else self._default()
 
     def get_blob(self, digest: str, limit_bytes: int) -> bytes:
         """A whole blob, verified. Raises NotFoundError, or FormatError (too long, damaged)."""
         path = self._blob_path(digest)
-        data = _read(path, limit_bytes, f"blob {digest}")
+        data = read_file(path, limit_bytes, f"blob {digest}")
         actual = hashlib.sha256(data).hexdigest()
         if f"sha256:{actual}" != digest:
             raise FormatError(
@@ -76,36 +80,20 @@ class OciLayout:
             )
         return data
 
-    def blob_source(self, digest: str, size: int) -> FileSource:
-        """A blob of ``size`` bytes to read at random. Its digest is not verified."""
+    def blob_source(self, digest: str, size: int | None) -> FileSource:
+        """A blob of ``size`` bytes (if that is known) to read at random. Nothing is verified."""
         path = self._blob_path(digest)
         try:
             actual = path.stat().st_size
         except OSError as error:
             raise _translate(error, path, f"blob {digest}") from error
-        if actual != size:
+        if size is not None and actual != size:
             problem = "is truncated" if actual < size else "is too long"
             raise FormatError(
                 f"{path} {problem}: it has {actual} bytes, its descriptor says {size}",
                 hint="copy the image into the layout again",
             )
         return FileSource(path)
-
-    def _check_version(self) -> None:
-        path = self.directory / "oci-layout"
-        try:
-            data = _read(path, MAX_DOCUMENT_BYTES, "the marker of an OCI layout")
-        except NotFoundError as error:
-            raise NotFoundError(
-                f"{self.directory} is no OCI layout: it has no file oci-layout"
-                if self.directory.is_dir()
-                else f"no such directory: {self.directory}"
-            ) from error
-        version = Fields(parse_json_object(data, str(path)), str(path)).string("imageLayoutVersion")
-        if not version.startswith("1."):
-            raise UnsupportedError(
-                f"{path}: imageLayoutVersion {version[:80]!a} is not supported; 1.0.0 is"
-            )
 
     def _images(self) -> list[Descriptor]:
         return image_entries(Index("", "", self._entries))
@@ -170,6 +158,24 @@ class OciLayout:
         return f"there are: {_shorten(tags)}" if tags else "no image in it has a tag"
 
 
+def check_version(directory: Path) -> None:
+    """Raise NotFoundError, FormatError or UnsupportedError unless it is a layout of version 1."""
+    path = directory / "oci-layout"
+    try:
+        data = read_file(path, MAX_DOCUMENT_BYTES, "the marker of an OCI layout")
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{directory} is no OCI layout: it has no file oci-layout"
+            if directory.is_dir()
+            else f"no such directory: {directory}"
+        ) from error
+    version = Fields(parse_json_object(data, str(path)), str(path)).string("imageLayoutVersion")
+    if not version.startswith("1."):
+        raise UnsupportedError(
+            f"{path}: imageLayoutVersion {version[:80]!a} is not supported; 1.0.0 is"
+        )
+
+
 def _tag(entry: Descriptor) -> str:
     annotations = entry.annotations
     return annotations.get(REF_NAME, "") or annotations.get(FULL_NAME, "")
@@ -186,7 +192,7 @@ def _shorten(names: Iterable[str]) -> str:
     return ", ".join(shown[:_SHOWN_NAMES]) + more
 
 
-def _read(path: Path, limit_bytes: int, what: str) -> bytes:
+def read_file(path: Path, limit_bytes: int, what: str) -> bytes:
     """A whole regular file. Anything else (a FIFO) could block."""
     try:
         if path.exists() and not path.is_file():

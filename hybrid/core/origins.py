@@ -27,6 +27,9 @@ class Origin:
     loopback: bool
     proxy: Proxy | None
     limiter: trio.CapacityLimiter
+    """For requests."""
+    downloads: trio.CapacityLimiter
+    """For answers that are read while other requests are made, which may wait for this one."""
     not_before: float = 0.0
 
     def check_rest(self) -> None:
@@ -49,7 +52,7 @@ class Origin:
 
     @property
     def busy(self) -> bool:
-        return self.limiter.borrowed_tokens > 0
+        return self.limiter.borrowed_tokens + self.downloads.borrowed_tokens > 0
 
 
 class Origins:
@@ -73,6 +76,7 @@ class Origins:
                 url.netloc.decode(),
                 is_loopback(url.host),
                 self._proxies.proxy_for(url),
+                trio.CapacityLimiter(self._max_connections),
                 trio.CapacityLimiter(self._max_connections),
             )
         return self._known[key]

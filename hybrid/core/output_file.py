@@ -39,7 +39,7 @@ def output_file(path: Path) -> Iterator[BinaryIO]:
     # Beside the target, with a short name of its own: long names must not become too long.
     temporary = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        descriptor, named = _open(target.parent, temporary)
+        descriptor, named = open_unnamed(target.parent, temporary)
         try:
             with open(descriptor, "wb") as file:
                 yield file
@@ -58,11 +58,11 @@ def output_file(path: Path) -> Iterator[BinaryIO]:
             if named:
                 temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise _translate(error, path) from error
+        raise write_error(error, path) from error
 
 
-def _open(directory: Path, temporary: Path) -> tuple[int, bool]:
-    """A descriptor, and whether the file has the temporary name already."""
+def open_unnamed(directory: Path, temporary: Path) -> tuple[int, bool]:
+    """A new file: its descriptor, and whether it has the temporary name (else it has none)."""
     try:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666), False
     except OSError as error:
@@ -72,7 +72,8 @@ def _open(directory: Path, temporary: Path) -> tuple[int, bool]:
     return os.open(temporary, flags, 0o666), True
 
 
-def _translate(error: OSError, path: Path) -> HybridError:
+def write_error(error: OSError, path: Path) -> HybridError:
+    """The error for the user when ``path`` cannot be written."""
     text = f"cannot write {path}: {error.strerror or error}"
     if error.errno in FULL:
         return StorageFullError(text)

@@ -1,7 +1,6 @@
 """The files of a writable layer, opened read-only as a Layer: append-only or sparse.
 
-Spec: lsmt 8 and 9. Nothing is changed or made good on disk, so a layer that somebody is writing to
-may be looked at too; what is seen is then as of some moment.
+Spec: lsmt 8 and 9. Nothing is changed or made good on disk.
 """
 
 from __future__ import annotations
@@ -22,14 +21,18 @@ from hybrid.core.writable_map import WritableMap
 from hybrid.errors import NotFoundError
 
 
-def open_pair(data: Path, index: Path) -> Layer:
-    """Open the two files as a layer.
+def open_pair(data: Path, index: Path, *, lock: bool = False) -> Layer:
+    """Open the two files as a layer, which must not change meanwhile.
 
-    Raises NotFoundError, PermissionNeededError or FormatError. The index file of a sparse layer is
-    not looked at: its index are the holes of the data file, as wide as blocks of the file system.
+    With ``lock`` nobody can write to it until it is closed; else the caller sees to that, as with a
+    checkpoint. Raises NotFoundError, PermissionNeededError, BusyError or FormatError. The index
+    file of a sparse layer is not looked at: its index are the holes of the data file, as wide as
+    blocks of the file system.
     """
     source = FileSource(data)
     try:
+        if lock:
+            source.lock(data.parent)
         record, segments = _read(data, index)
         return Layer(source, PlainStream(source, 0, source.size), record, segments, 0)
     except BaseException:

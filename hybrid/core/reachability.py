@@ -74,7 +74,7 @@ async def ask_registries(
 async def _ask(host: str, settings: RegistrySettings) -> str:
     async with (
         Transport(settings) as transport,
-        transport.registry_exchange(api_host(host), "/v2/", {}, None) as response,
+        transport.registry_exchange("GET", api_host(host), "/v2/", {}, None) as response,
     ):
         answer = _ANSWERS.get(response.status_code)
         if answer is None:

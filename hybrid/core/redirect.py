@@ -59,27 +59,28 @@ def is_redirect(response: httpx.Response) -> bool:
     return response.status_code in REDIRECT_STATUSES
 
 
-def next_target(current: Target, location: str, host: str) -> Target:
-    """Where ``location`` (absolute or relative) leads. ``host`` is the registry, for messages.
+def next_target(current: Target, location: str, host: str, deed: str = "redirects") -> Target:
+    """Where ``location`` (absolute or relative) leads. ``host`` is the registry, and ``deed``
+    what it does by that, for messages.
 
     Raises NetworkError for a missing or unusable address, or one that gives TLS up. Only a
     registry on this machine may send us to its plain HTTP: any other could make us ask programs
     that trust whoever comes from here.
     """
     if not location:
-        raise NetworkError(f"{host} redirects without saying where to")
+        raise NetworkError(f"{host} {deed} without saying where to")
     try:
         url = httpx.URL(current.url).join(location)
         name = url.host
     except (httpx.InvalidURL, ValueError) as error:
-        raise NetworkError(f"{host} redirects to an address that cannot be used") from error
+        raise NetworkError(f"{host} {deed} to an address that cannot be used") from error
     in_range = url.port is None or 1 <= url.port <= MAX_PORT
     if url.scheme not in ("http", "https") or not name or not in_range:
-        raise NetworkError(f"{host} redirects to an address that cannot be used")
+        raise NetworkError(f"{host} {deed} to an address that cannot be used")
     downgrade = url.scheme == "http" and current.origin[0] == "https"
     if downgrade and not (is_loopback(name) and is_loopback(host_name(host))):
         raise NetworkError(
-            f"{host} redirects from https to plain http on {name}",
+            f"{host} {deed} from https to plain http on {name}",
             hint="that is refused: anybody in between could read and change the data",
         )
     return Target(str(url.copy_with(fragment=None)))

@@ -1,4 +1,4 @@
-"""What IMAGE on the command line means: a registry, an OCI layout on disk, or an image config.
+"""What IMAGE on the command line means: a registry, a layout or archive on disk, an image config.
 
 PURE: text in, values out. The grammar is that of the OCI distribution specification; which part
 of a name is the host follows docker's rule (see ``parse_image``).
@@ -77,6 +77,17 @@ class LayoutReference:
 
 
 @dataclass(frozen=True)
+class ArchiveReference:
+    """An image in a file of ``docker save``. ``tag`` is a name in it; None: the only image."""
+
+    path: Path
+    tag: str | None = None
+
+    def __str__(self) -> str:
+        return f"docker-archive:{self.path}{f':{self.tag}' if self.tag else ''}"
+
+
+@dataclass(frozen=True)
 class ConfigReference:
     """An image config file (``config.v1.json``)."""
 
@@ -96,7 +107,7 @@ class ManifestBlob:
     digest: str
 
 
-ImageReference = RegistryReference | LayoutReference | ConfigReference
+ImageReference = RegistryReference | LayoutReference | ArchiveReference | ConfigReference
 
 
 def api_host(host: str) -> str:
@@ -112,7 +123,8 @@ def is_digest(text: str) -> bool:
 def parse_image(text: str) -> ImageReference:
     """Understand IMAGE, or raise UsageError naming the part that is wrong.
 
-    ``oci:DIR[:TAG]`` and ``oci:DIR@DIGEST`` are layouts; a path (``/``, ``./``, ``../``) or
+    ``oci:DIR[:TAG]`` and ``oci:DIR@DIGEST`` are layouts, ``docker-archive:FILE[:TAG]`` is a file of
+    ``docker save``; a path (``/``, ``./``, ``../``) or
     anything ending in ``.json`` is an image config; all else is in a registry. There, the first
     component is the host if it has a dot or a colon or is ``localhost``; else it is Docker Hub.
     """
@@ -120,6 +132,8 @@ def parse_image(text: str) -> ImageReference:
         _refuse(text, "it is empty or has white space around it or control characters in it")
     if text.startswith("oci:"):
         return _parse_layout(text)
+    if text.startswith("docker-archive:"):
+        return _parse_archive(text)
     if text.startswith("docker://"):
         return _parse_registry(text, text.removeprefix("docker://"))
     if text.startswith(("/", "./", "../")) or text.endswith(".json"):
@@ -173,6 +187,15 @@ def _parse_layout(text: str) -> LayoutReference:
     if colon and _LAYOUT_REF.fullmatch(name) is None:
         _refuse(text, f"{name!r} is no tag", "the directory of a layout may have no ':' in it")
     return LayoutReference(Path(directory), tag or name or None)
+
+
+def _parse_archive(text: str) -> ArchiveReference:
+    path, colon, tag = text.removeprefix("docker-archive:").partition(":")
+    if not path:
+        _refuse(text, "the file is missing", "write docker-archive:FILE[:TAG]")
+    if colon and _LAYOUT_REF.fullmatch(tag) is None:
+        _refuse(text, f"{tag!r} is no tag", "the path of an archive may have no ':' in it")
+    return ArchiveReference(Path(path), tag or None)
 
 
 def _parse_registry(text: str, name: str) -> RegistryReference:

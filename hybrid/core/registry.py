@@ -3,7 +3,8 @@
 One Registry per process. HTTP ends here: callers see bytes and HybridErrors. The work is done by
 modules of their own, from top to bottom:
 
-    registry.py      what is asked for, and whether the answer is exactly that (byte_range.py)
+    registry.py      what is asked for, and whether the answer is exactly that (byte_range.py);
+                     whole blobs: download.py, and what is sent: push.py
     retry.py         attempts within a budget of time
     fetch.py         one attempt: challenges answered (auth.py), redirects followed (redirect.py)
     transport.py     one exchange: connections, TLS (tls.py), scheme
@@ -63,21 +64,21 @@ class Registry:
         random: Random | None = None,
     ) -> None:
         self.settings = settings or RegistrySettings()
-        self._transport = Transport(self.settings)
-        self._fetcher = Fetcher(self._transport, credentials or Credentials())
-        self._random = random or Random()
-        self._policy = RetryPolicy(
+        self.transport = Transport(self.settings)
+        self.fetcher = Fetcher(self.transport, credentials or Credentials())
+        self.random = random or Random()
+        self.policy = RetryPolicy(
             self.settings.retry_seconds,
             self.settings.first_pause_seconds,
             self.settings.longest_pause_seconds,
         )
         # Somebody waits for the first answer of a mount; reads of a running one may wait longer.
         self._first_policy = replace(
-            self._policy, budget=min(self._policy.budget, self.settings.first_answer_seconds)
+            self.policy, budget=min(self.policy.budget, self.settings.first_answer_seconds)
         )
 
     async def __aenter__(self) -> Self:
-        await self._transport.__aenter__()
+        await self.transport.__aenter__()
         return self
 
     async def __aexit__(
@@ -86,12 +87,12 @@ class Registry:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._transport.__aexit__(kind, error, trace)
+        await self.transport.__aexit__(kind, error, trace)
 
     @property
     def stats(self) -> dict[str, int]:
         """``requests`` sent (of all kinds) and ``bytes_fetched`` (bodies of good answers)."""
-        transport = self._transport
+        transport = self.transport
         return {"requests": transport.requests, "bytes_fetched": transport.bytes_fetched}
 
     async def get_manifest(
@@ -111,9 +112,9 @@ class Registry:
 
         path = f"/v2/{ref.repository}/manifests/{wanted}"
         headers = {"Accept": ", ".join(INDEX_TYPES + MANIFEST_TYPES)}
-        return await self._retried(
+        return await self.retried(
             what,
-            lambda: self._fetcher.get(ref, path, headers, scheme, consume),
+            lambda: self.fetcher.get(ref, path, headers, scheme, consume),
             self._first_policy,
         )
 
@@ -128,9 +129,7 @@ class Registry:
             checked_digest(data, digest, what)
             return data
 
-        return await self._retried(
-            what, lambda: self._fetcher.blob(ref, digest, {}, scheme, consume)
-        )
+        return await self.retried(what, lambda: self.fetcher.blob(ref, digest, {}, scheme, consume))
 
     async def blob_size(
         self, ref: RegistryReference, digest: str, *, scheme: str | None = None
@@ -158,8 +157,8 @@ class Registry:
             return total
 
         headers = {"Range": range_header(0, 1)}
-        return await self._retried(
-            what, lambda: self._fetcher.blob(ref, digest, headers, scheme, consume)
+        return await self.retried(
+            what, lambda: self.fetcher.blob(ref, digest, headers, scheme, consume)
         )
 
     async def read_range(
@@ -181,14 +180,14 @@ class Registry:
             if response.status_code not in (200, 206, 416):
                 raise await status_error(response, what)
             check_range_answer(response.status_code, response.headers, offset, length, size, what)
-            data = await self._transport.read_body(response, length)
+            data = await self.transport.read_body(response, length)
             if len(data) != length:
                 raise TransientError(NetworkError(f"{what}: the answer ends after {len(data)}"))
             return data
 
         headers = {"Range": range_header(offset, length)}
-        return await self._retried(
-            what, lambda: self._fetcher.blob(ref, digest, headers, scheme, consume)
+        return await self.retried(
+            what, lambda: self.fetcher.blob(ref, digest, headers, scheme, consume)
         )
 
     def blob_source(
@@ -197,12 +196,14 @@ class Registry:
         """The blob as a Source of ``size`` bytes; each pread is one range request."""
         return BlobSource(self, ref, digest, size, scheme)
 
-    async def _retried(
+    async def retried(
         self,
         what: str,
         attempt: Callable[[], Awaitable[T]],
         policy: RetryPolicy | None = None,
     ) -> T:
+        """Run ``attempt`` within the budget of retries; its errors get ``what`` before them."""
+
         async def named() -> T:
             # Errors of connections, redirects and tokens do not know what was being read.
             try:
@@ -213,7 +214,9 @@ class Registry:
             except HybridError as error:
                 raise with_name(error, what) from error.__cause__
 
-        return await with_retries(named, policy or self._policy, self._random, what)
+        # A host that never answered is not waited for as one that was there a moment ago.
+        usual = self.policy if self.transport.answers else self._first_policy
+        return await with_retries(named, policy or usual, self.random, what)
 
     async def _whole_body(self, response: httpx.Response, limit_bytes: int, what: str) -> bytes:
         if response.status_code != 200:
@@ -222,7 +225,7 @@ class Registry:
         stated = response.headers.get("content-length", "")
         if stated.isdecimal() and int(stated) > limit_bytes:
             raise FormatError(f"{what} has {stated} bytes, more than the {limit_bytes} allowed")
-        return await self._transport.read_body(response, limit_bytes)
+        return await self.transport.read_body(response, limit_bytes)
 
 
 class BlobSource(Source):

@@ -27,6 +27,10 @@ class RegistrySettings:
     """Longest wait for the next bytes of an answer, and for sending a request."""
     retry_seconds: float = 30.0
     """Budget of one operation: all its attempts and the pauses between them."""
+    chunk_bytes: int = 8 << 20
+    """Length of the parts of an upload whose digest is not known yet; kept until they arrived."""
+    stored_seconds: float = 300.0
+    """Longest wait for the answer to the end of an upload: storage may copy and hash the blob."""
     first_answer_seconds: float = 10.0
     """The budget for a manifest, where it is smaller: whoever mounts an image waits for it."""
     first_pause_seconds: float = 0.1

@@ -88,14 +88,15 @@ async def open_remote(
     return RemoteBlobs(registry, cache, ref, scheme)
 
 
-def settings_of(config: GlobalConfig, insecure_host: str) -> RegistrySettings:
+def settings_of(config: GlobalConfig, *insecure_hosts: str) -> RegistrySettings:
+    """What the configuration says about registries; ``insecure_hosts`` ("": none) are excepted."""
     hosts: dict[str, RegistryHost] = {}
     for name, host in config.registries.items():
         if api_host(name) in hosts:
             raise ConfigError(f"registries: {name} and {api_host(name)} are one host; keep one")
         hosts[api_host(name)] = host
-    if insecure_host:
-        hosts[insecure_host] = replace(hosts.get(insecure_host, RegistryHost()), insecure=True)
+    for name in filter(None, insecure_hosts):
+        hosts[name] = replace(hosts.get(name, RegistryHost()), insecure=True)
     defaults = RegistrySettings()
     return RegistrySettings(
         hosts=hosts,

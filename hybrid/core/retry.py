@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+PROGRESS_BYTES = 1 << 16
+"""So many bytes within the budget of time are progress."""
+
 
 class TransientError(Exception):
     """An attempt failed in a way that may pass. ``error`` is for the user if it does not.
@@ -66,6 +69,63 @@ async def with_retries(
             raise _final(last, failures + 1)
         pause = max(policy.pause(failures, random), asked or 0.0)
         if trio.current_time() + pause >= deadline:
+            raise _final(last, failures, asked if asked == pause else None)
+        logger.info("%s; trying again in %.1f s", last.message, pause)
+        await trio.sleep(pause)
+
+
+class Patience:
+    """When to give up something long: ``budget`` seconds after its last progress."""
+
+    def __init__(self, budget: float) -> None:
+        self._budget = budget
+        self._scope = trio.CancelScope()
+        self._gained = 0
+        self.deadline = trio.current_time() + budget
+
+    def attempt(self) -> trio.CancelScope:
+        """The scope for the next attempt."""
+        self._scope = trio.CancelScope(deadline=self.deadline)
+        return self._scope
+
+    def progress(self, count: int) -> None:
+        """``count`` bytes went on their way. A trickle is no progress."""
+        self._gained += count
+        if self._gained >= PROGRESS_BYTES:
+            self.wait_for(0.0)
+
+    def wait_for(self, seconds: float) -> None:
+        """Something else may take that long now, and then the budget begins anew."""
+        self._gained = 0
+        self.deadline = trio.current_time() + seconds + self._budget
+        self._scope.deadline = self.deadline
+
+
+async def with_patience(
+    attempt: Callable[[Patience], Awaitable[T]],
+    policy: RetryPolicy,
+    random: Random,
+    what: str,
+    most_attempts: int,
+) -> T:
+    """As ``with_retries``, for something long: the budget of time begins anew with progress.
+
+    So the attempts are bounded by their number too.
+    """
+    patience = Patience(policy.budget)
+    failures = 0
+    last = NetworkError(f"{what}: no progress for {policy.budget:g} s")
+    while True:
+        with patience.attempt() as scope:
+            try:
+                return await attempt(patience)
+            except TransientError as failure:
+                failures += 1
+                last, asked = failure.error, failure.retry_after
+        if scope.cancelled_caught:
+            raise _final(last, failures + 1)
+        pause = max(policy.pause(failures, random), asked or 0.0)
+        if failures >= most_attempts or trio.current_time() + pause >= patience.deadline:
             raise _final(last, failures, asked if asked == pause else None)
         logger.info("%s; trying again in %.1f s", last.message, pause)
         await trio.sleep(pause)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hybrid.core.device import Buffer, Source, check_range
+from hybrid.core.file_lock import lock_file
 from hybrid.errors import (
     FormatError,
     HybridError,
@@ -69,6 +70,10 @@ class FileSource(Source):
 
     async def pread(self, offset: int, length: int) -> Buffer:
         return self.pread_nowait(offset, length)
+
+    def lock(self, name: Path) -> None:
+        """Keep writers away until the file is closed. Raises BusyError if there is one."""
+        lock_file(self._fd, name, shared=True)
 
     async def aclose(self) -> None:
         self.close()

@@ -6,25 +6,15 @@ is synchronised when. Failures become HybridErrors: StorageFullError where space
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 from pathlib import Path
 
 from hybrid.core.device import Buffer
-from hybrid.core.output_file import FULL
-from hybrid.errors import (
-    BusyError,
-    FormatError,
-    HybridError,
-    NotFoundError,
-    PermissionNeededError,
-    StorageFailedError,
-    StorageFullError,
-    SystemSupportError,
-)
+from hybrid.core.file_lock import lock_file
+from hybrid.core.storage_errors import storage_error
+from hybrid.errors import FormatError
 
 _KEEP_SIZE = 1  # linux/falloc.h
 _PUNCH_HOLE = 2
@@ -43,6 +33,13 @@ class StoredFile:
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
+
+    def end(self) -> int:
+        """As ``size``, and of a block device as well. Raises StorageFailedError, ..."""
+        try:
+            return os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError as error:
+            raise storage_error(error, f"cannot tell the size of {self.path}") from error
 
     def used(self) -> int:
         """Bytes that the file takes on the disk."""
@@ -178,44 +175,3 @@ class Storage:
         except OSError as error:
             raise storage_error(error, f"cannot open {path}") from error
         return StoredFile(path, descriptor)
-
-
-def lock_file(descriptor: int, name: Path) -> None:
-    """Take the lock of an open file or directory. Raises BusyError, which says who has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BusyError(
-            f"{name} is in use by {_lock_holder(descriptor)}",
-            hint="a writable layer can be used once at a time: `hybrid list` shows by what",
-        ) from error
-    except OSError as error:
-        raise storage_error(error, f"cannot lock {name}") from error
-
-
-def storage_error(error: OSError, what: str) -> HybridError:
-    """An OSError as one line for the user, who is told what to do where that is known."""
-    text = f"{what}: {error.strerror or error}"
-    if error.errno in FULL:
-        return StorageFullError(text, hint="make space there; nothing that was there is damaged")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return PermissionNeededError(text)
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return NotFoundError(text)
-    if error.errno == errno.EEXIST:
-        return BusyError(text, hint="remove it, or choose another name")
-    if error.errno in (errno.EIO, errno.ENXIO, errno.ESTALE, errno.EUCLEAN):
-        return StorageFailedError(text, hint="dmesg says more")
-    return SystemSupportError(text)
-
-
-def _lock_holder(descriptor: int) -> str:
-    """Which process holds a lock on the file, as /proc/locks has it (man 5 proc_locks)."""
-    status = os.fstat(descriptor)
-    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    with contextlib.suppress(OSError), open("/proc/locks") as table:
-        for line in table:
-            fields = line.split()
-            if place in fields:
-                return f"process {fields[fields.index(place) - 1]}"
-    return "another process"

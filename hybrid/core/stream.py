@@ -72,25 +72,25 @@ class ZFileStream(Stream):
     def parts_nowait(self, offset: int, length: int) -> list[Buffer] | None:
         check_range(offset, length, self.size, self.source.name)
         known, first, last = self._plan(offset, length)
-        parts: list[bytes] = known
+        run = b""
         if first < last:
             start, size = self._compressed(first, last)
             data = self.source.pread_nowait(start, size)
             if data is None:
                 return None
             try:
-                parts = known + self.blocks.decode(data, first, last)
+                run = self.blocks.decode(data, first, last)
             except DamagedBlockError:
                 return None  # the waiting path asks the origin again
-        return self._cut(parts, offset, length)
+        return self._cut(known, run, offset, length)
 
     async def parts(self, offset: int, length: int) -> list[Buffer]:
         check_range(offset, length, self.size, self.source.name)
         known, first, last = self._plan(offset, length)
-        fetched = await self._fetch(first, last) if first < last else []
-        return self._cut(known + fetched, offset, length)
+        run = await self._fetch(first, last) if first < last else b""
+        return self._cut(known, run, offset, length)
 
-    async def _fetch(self, first: int, last: int) -> list[bytes]:
+    async def _fetch(self, first: int, last: int) -> bytes:
         start, size = self._compressed(first, last)
         data = await self.source.pread(start, size)
         try:
@@ -109,32 +109,44 @@ class ZFileStream(Stream):
         offsets = self.blocks.offsets
         return self._base + offsets[first], offsets[last] - offsets[first]
 
-    def _plan(self, offset: int, length: int) -> tuple[list[bytes], int, int]:
-        """What is remembered of the beginning, and the blocks that have to be read."""
+    def _plan(self, offset: int, length: int) -> tuple[bytes, int, int]:
+        """The first block if it is remembered (else b""), and the blocks that have to be read."""
         first, last = self.blocks.blocks_of(offset, length)
         if self._remembered:
             block = self._remembered.get(first)
             if block is not None:
-                return [block], first + 1, last
-        return [], first, last
+                return block, first + 1, last
+        return b"", first, last
 
-    def _cut(self, parts: list[bytes], offset: int, length: int) -> list[Buffer]:
-        """Trim whole blocks to the range, remembering those that are trimmed."""
-        block_size = self.blocks.block_size
-        first, skip = divmod(offset, block_size)
-        surplus = sum(map(len, parts)) - skip - length if skip or length % block_size else 0
-        cut: list[Buffer] = list(parts)
-        if surplus:
-            last = parts[-1]
-            self._remember(first + len(parts) - 1, last)
-            cut[-1] = memoryview(last)[: len(last) - surplus]
-        if skip:
-            if len(parts) > 1 or not surplus:
-                self._remember(first, parts[0])
-            cut[0] = memoryview(cut[0])[skip:]
+    def _cut(self, known: bytes, run: bytes, offset: int, length: int) -> list[Buffer]:
+        """Trim whole blocks to the range, remembering those of ``run`` that are trimmed."""
+        first, skip = divmod(offset, self.blocks.block_size)
+        end = skip + length - len(known)  # in run
+        begin = 0
+        cut: list[Buffer] = []
+        if known:
+            cut.append(memoryview(known)[skip : skip + length] if skip or end < 0 else known)
+            first += 1
+        else:
+            begin = skip
+        if run:
+            if begin:
+                self._remember(first, 0, run)
+            if end < len(run):
+                self._remember(first, end, run)
+            cut.append(memoryview(run)[begin:end] if begin or end < len(run) else run)
         return cut
 
-    def _remember(self, number: int, block: bytes) -> None:
+    def _remember(self, first: int, position: int, run: bytes) -> None:
+        """Keep the block at ``position`` of ``run``, which begins with block number ``first``.
+
+        A copy, unless the run is that block: one block must not keep a whole run in memory.
+        """
+        block_size = self.blocks.block_size
+        number = position // block_size
+        if len(run) > block_size:
+            run = run[number * block_size : (number + 1) * block_size]
+        number += first
         if number not in self._remembered and len(self._remembered) >= self._capacity:
             del self._remembered[next(iter(self._remembered))]
-        self._remembered[number] = block
+        self._remembered[number] = run

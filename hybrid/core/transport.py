@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from types import TracebackType
@@ -31,6 +31,7 @@ from hybrid.core.http_body import read_up_to
 from hybrid.core.origins import Origin, Origins
 from hybrid.core.proxies import Proxies, Proxy
 from hybrid.core.registry_settings import RegistrySettings
+from hybrid.core.request_body import RequestBody
 from hybrid.core.retry import TransientError
 from hybrid.core.tls import TlsProfile, certs_of, make_context, profile_for
 from hybrid.errors import ConfigError, NetworkError
@@ -68,6 +69,7 @@ class Transport:
         self.settings = settings
         self.requests = 0
         self.bytes_fetched = 0
+        self.answers = 0
         self._pools: dict[tuple[TlsProfile, Proxy | None], httpx.AsyncHTTPTransport] = {}
         self._hosts: dict[str, HostState] = {}
         self._profiles: dict[tuple[str, str], TlsProfile] = {}
@@ -104,23 +106,31 @@ class Transport:
         headers: Mapping[str, str],
         *,
         registry: str,
-        content: bytes | None = None,
+        body: RequestBody | None = None,
+        download: bool = False,
     ) -> AsyncIterator[httpx.Response]:
         """Send one request for the registry host ``registry``; its CAs hold for other hosts too.
 
         The response's body is not read yet. Nothing is followed, nothing is tried again.
+        ``download``: the caller makes other requests before it has read the answer.
         """
         with translated_errors(url, self.settings):
             target = httpx.URL(url)
             origin = self._origins.get(target)
             profile = self._profile(target, registry)
-        async with origin.limiter:
+        # Each exchange borrows for itself: one task may read one answer and ask for another.
+        limiter, borrower = origin.downloads if download else origin.limiter, object()
+        await limiter.acquire_on_behalf_of(borrower)
+        try:
             origin.check_rest()
+            if body is not None:
+                await body.start()
             with translated_errors(url, self.settings, origin.proxy):
                 pool = self._pool(profile, origin.proxy)
-                request = self._request(method, target, headers, content, origin)
+                request = self._request(method, target, headers, body, origin)
                 self.requests += 1
                 response = await send_or_close(pool, request)
+            self.answers += 1
             origin.note(response)
             try:
                 yield response
@@ -128,19 +138,44 @@ class Transport:
                 # An unread body makes httpx drop the connection, which is what we want.
                 with trio.move_on_after(1, shield=True):
                     await response.aclose()
+        finally:
+            limiter.release_on_behalf_of(borrower)
 
     @asynccontextmanager
     async def registry_exchange(
-        self, registry: str, path: str, headers: Mapping[str, str], scheme: str | None
+        self,
+        method: str,
+        registry: str,
+        path: str,
+        headers: Mapping[str, str],
+        scheme: str | None,
+        *,
+        body: RequestBody | None = None,
+        download: bool = False,
     ) -> AsyncIterator[httpx.Response]:
-        """GET ``path`` from a registry, over ``scheme`` or, if that is None, the best there is."""
+        """Ask a registry for ``path``, over ``scheme`` or, if that is None, the best there is."""
         async with AsyncExitStack() as stack:
-            yield await self._settle(stack, registry, path, headers, scheme)
+
+            async def send(scheme: str) -> httpx.Response:
+                url = f"{scheme}://{registry}{path}"
+                return await stack.enter_async_context(
+                    self.exchange(
+                        method, url, headers, registry=registry, body=body, download=download
+                    )
+                )
+
+            yield await self._settle(registry, scheme, send)
+
+    @contextmanager
+    def reading(self, response: httpx.Response) -> Iterator[None]:
+        """Whoever reads the body of an answer step by step does it in here: errors become ours."""
+        proxy = self._origins.get(response.url).proxy
+        with translated_errors(str(response.url), self.settings, proxy):
+            yield
 
     async def read_body(self, response: httpx.Response, limit_bytes: int) -> bytes:
         """The body, undecoded. A TransientError if it is cut, NetworkError if it is longer."""
-        proxy = self._origins.get(response.url).proxy
-        with translated_errors(str(response.url), self.settings, proxy):
+        with self.reading(response):
             body, too_long = await read_up_to(response, limit_bytes)
         self.bytes_fetched += len(body)
         if too_long:
@@ -150,18 +185,10 @@ class Transport:
 
     async def _settle(
         self,
-        stack: AsyncExitStack,
         registry: str,
-        path: str,
-        headers: Mapping[str, str],
         scheme: str | None,
+        send: Callable[[str], Awaitable[httpx.Response]],
     ) -> httpx.Response:
-        async def send(scheme: str) -> httpx.Response:
-            url = f"{scheme}://{registry}{path}"
-            return await stack.enter_async_context(
-                self.exchange("GET", url, headers, registry=registry)
-            )
-
         state = self.host(registry)
         if scheme is not None:
             return await send(scheme)
@@ -248,22 +275,30 @@ class Transport:
         method: str,
         url: httpx.URL,
         headers: Mapping[str, str],
-        content: bytes | None,
+        body: RequestBody | None,
         origin: Origin,
     ) -> httpx.Request:
         settings = self.settings
+        read_seconds = settings.read_seconds
+        if body is not None:
+            headers = {**headers, "Content-Length": str(body.length)}
+            read_seconds = max(read_seconds, body.answer_seconds)
         connect_seconds = settings.connect_seconds
         if origin.loopback:
             connect_seconds = min(connect_seconds, LOOPBACK_CONNECT_SECONDS)
-        timeout = httpx.Timeout(settings.read_seconds, connect=connect_seconds, pool=None)
+        timeout = httpx.Timeout(
+            connect=connect_seconds, read=read_seconds, write=settings.read_seconds, pool=None
+        )
         common = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": settings.user_agent}
-        return httpx.Request(
+        request = httpx.Request(
             method,
             url,
             headers={**common, **headers},
-            content=content,
             extensions={"timeout": timeout.as_dict()},
         )
+        if body is not None:
+            request.stream = body
+        return request
 
 
 async def send_or_close(pool: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:

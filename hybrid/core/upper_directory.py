@@ -24,10 +24,12 @@ from typing import Any
 import trio
 
 from hybrid.core.disk import LayeredDevice
+from hybrid.core.file_lock import lock_file
 from hybrid.core.layer import Layer
 from hybrid.core.opening import open_layer
 from hybrid.core.source import FileSource
-from hybrid.core.storage import Storage, lock_file, storage_error
+from hybrid.core.storage import Storage
+from hybrid.core.storage_errors import storage_error
 from hybrid.core.unflushed import running_boot, unflushed_path
 from hybrid.core.upper import Upper, create_pair
 from hybrid.core.upper_log import index_header, pack_map
@@ -312,6 +314,19 @@ def _lock_directory(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Keep all others from using the layer in a directory, until the end of the block.
+
+    Raises BusyError (somebody uses it) or NotFoundError.
+    """
+    lock = _lock_directory(path)
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 async def open_sealed(path: Path) -> Layer:

@@ -25,16 +25,32 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
-import lz4.block
-import zstandard
 from crc32c import crc32c
 
+from hybrid.core import zblocks
 from hybrid.core.device import Buffer
+from hybrid.core.zblocks import ALGORITHMS, WRITABLE_BLOCK_SIZES, encode_blocks
+from hybrid.core.zblocks_pure import CHECKSUM_SIZE, BadBlockError
 from hybrid.errors import FormatError, UnsupportedError
+
+__all__ = [
+    "ALGORITHMS",
+    "WRITABLE_BLOCK_SIZES",
+    "BlockMap",
+    "DamagedBlockError",
+    "ZFileRecord",
+    "ZFileWriter",
+    "check_same",
+    "crc_raw",
+    "encode_blocks",
+    "is_zfile",
+    "parse_header",
+    "parse_index",
+    "parse_trailer",
+]
 
 HEADER_SIZE = 512
 """Bytes of the header, and of the trailer."""
@@ -44,9 +60,6 @@ MIN_BLOCK_SIZE = 512
 MAX_BLOCKS = 1 << 26
 """Blocks of one file: 256 GiB in the smallest usual blocks. The format's own limit is 10^9, which
 would be 12 GB of memory for an index that a damaged or hostile file only claims to have."""
-WRITABLE_BLOCK_SIZES = (4096, 8192, 16384, 32768, 65536)
-ALGORITHMS = {1: "lz4", 2: "zstd"}
-CHECKSUM_SIZE = 4
 
 FLAG_HEADER = 1
 FLAG_DATA = 2
@@ -57,13 +70,13 @@ FLAG_DIGEST = 16
 _RECORD = struct.Struct("<24sIIQQQQI4xIBBBx4xIB7x")
 _DIGEST = slice(28, 32)
 _ALL_ONES = 0xFFFFFFFF
-# The block checksum starts from register 100007; crc32c() takes and gives inverted registers.
-_BLOCK_SEED = ~100007 & _ALL_ONES
-_ZSTD_LEVEL = 3
+_PIECE_BYTES = 4 << 20
+"""Of the stream: what the writer packs at once, since packing needs about as much memory again."""
 
 
 def crc_raw(seed: int, data: Buffer) -> int:
     """CRC-32C as a bare register update: no inversion before or after (spec: zfile 3)."""
+    # crc32c() takes and gives inverted registers.
     return crc32c(data, ~seed & _ALL_ONES) ^ _ALL_ONES
 
 
@@ -184,16 +197,7 @@ def _check_numbers(record: ZFileRecord, name: str) -> None:
 class BlockMap:
     """Where each block of a ZFile lies, and how to expand a run of them."""
 
-    __slots__ = (
-        "_decompress",
-        "algorithm",
-        "block_size",
-        "name",
-        "offsets",
-        "record",
-        "size",
-        "verify",
-    )
+    __slots__ = ("algorithm", "block_size", "name", "offsets", "record", "size", "verify")
 
     def __init__(self, record: ZFileRecord, offsets: array[int], name: str) -> None:
         self.name = name
@@ -205,7 +209,6 @@ class BlockMap:
         self.verify = record.verify
         self.offsets = offsets
         """Byte offset of block i in the ZFile; one more for the end of the last (8 bytes each)."""
-        self._decompress = _DECOMPRESSORS[record.algorithm]
 
     @property
     def block_count(self) -> int:
@@ -215,36 +218,19 @@ class BlockMap:
         """First block, and last block + 1, of a byte range of the stream (length > 0)."""
         return offset // self.block_size, (offset + length - 1) // self.block_size + 1
 
-    def decode(self, data: Buffer, first: int, last: int) -> list[bytes]:
-        """Check and expand blocks ``first`` to ``last - 1``; ``data`` holds exactly their bytes.
+    def decode(self, data: Buffer, first: int, last: int) -> bytes:
+        """Check and expand blocks ``first`` to ``last - 1``, which ``data`` begins with.
 
-        Raises DamagedBlockError, which names the block.
+        Raises DamagedBlockError, which names the first block that is damaged.
         """
-        offsets = self.offsets
-        base = offsets[first]
-        view = memoryview(data)
-        cut = CHECKSUM_SIZE if self.verify else 0
-        decompress = self._decompress
-        block_size = self.block_size
-        full = self.size // block_size
-        blocks = []
-        start = 0
-        for number in range(first, last):
-            end = offsets[number + 1] - base
-            # Feeding the register its own value leaves zero: one call checks block and CRC.
-            if cut and crc32c(view[start:end], _BLOCK_SEED) != _ALL_ONES:
-                raise DamagedBlockError(self.name, number, start + base, "checksum mismatch")
-            wanted = block_size if number < full else self.size - number * block_size
-            try:
-                block = decompress(view[start : end - cut], wanted)
-            except (lz4.block.LZ4BlockError, zstandard.ZstdError, ValueError) as error:
-                raise DamagedBlockError(self.name, number, start + base, str(error)) from error
-            if len(block) != wanted:
-                reason = f"expands to {len(block)} bytes instead of {wanted}"
-                raise DamagedBlockError(self.name, number, start + base, reason)
-            blocks.append(block)
-            start = end
-        return blocks
+        try:
+            return zblocks.active.expand(
+                data, self.offsets, first, last, self.size,
+                self.block_size, self.algorithm, self.verify,
+            )  # fmt: skip
+        except BadBlockError as bad:
+            where = self.offsets[bad.block]
+            raise DamagedBlockError(self.name, bad.block, where, bad.reason) from bad
 
 
 class DamagedBlockError(FormatError):
@@ -283,50 +269,29 @@ def _largest_block(record: ZFileRecord) -> int:
     return record.block_size + record.block_size // 128 + 1024
 
 
-def _decompress_lz4(data: Buffer, size: int) -> bytes:
-    block: bytes = lz4.block.decompress(data, uncompressed_size=size)
-    return block
-
-
-_zstd = zstandard.ZstdDecompressor()
-
-
-def _decompress_zstd(data: Buffer, size: int) -> bytes:
-    # A frame that states its size would make the library allocate that much, whatever we expect.
-    stated = zstandard.frame_content_size(data)
-    if stated > size:
-        raise ValueError(f"states {stated} bytes instead of {size}")
-    if stated == 0:
-        return b""
-    return _zstd.decompress(data, max_output_size=size, allow_extra_data=False)
-
-
-_DECOMPRESSORS: dict[str, Callable[[Buffer, int], bytes]] = {
-    "lz4": _decompress_lz4,
-    "zstd": _decompress_zstd,
-}
-
-
 class ZFileWriter:
     """Makes a ZFile from a stream: each method returns the bytes to append to the output.
 
-    ``header()``, then ``write()`` any number of times, then ``finish()``. Where the output can
-    seek, ``overwritten_header()`` afterwards replaces the first 512 bytes: readers then need one
-    read less. 64 KiB blocks must be asked for: the reference cannot read one that does not
-    compress (spec: zfile 11). Raises ValueError for an option that the format does not have.
+    ``header()``, then ``write()`` or ``add_encoded()`` any number of times, then ``finish()``.
+    Where the output can seek, ``overwritten_header()`` afterwards replaces the first 512 bytes:
+    readers then need one read less. 64 KiB blocks must be asked for: the reference cannot read one
+    that does not compress (spec: zfile 11). ``threads`` share what one ``write()`` is given; the
+    output does not depend on them. Raises ValueError for an option that the format does not have.
     """
 
     def __init__(
-        self, algorithm: str = "lz4", block_size: int = 4096, *, verify: bool = True
+        self,
+        algorithm: str = "lz4",
+        block_size: int = 4096,
+        *,
+        verify: bool = True,
+        threads: int = 1,
     ) -> None:
-        if algorithm not in ALGORITHMS.values():
-            raise ValueError(f"unknown algorithm {algorithm!r}")
-        if block_size not in WRITABLE_BLOCK_SIZES:
-            raise ValueError(f"block size {block_size} is not one of {WRITABLE_BLOCK_SIZES}")
+        zblocks.check_options(algorithm, block_size)
         self.algorithm = algorithm
         self.block_size = block_size
         self.verify = verify
-        self._compress = _compressor(algorithm)
+        self.threads = threads
         self._pending = bytearray()
         self._sizes = array("I")
         self._original_size = 0
@@ -338,23 +303,48 @@ class ZFileWriter:
         return self._record(FLAG_HEADER | FLAG_DATA | FLAG_DIGEST, with_index=False)
 
     def write(self, data: Buffer) -> bytes:
-        """Take stream bytes; return the blocks that are complete now (may be empty)."""
-        self._original_size += len(data)
-        self._pending += data
-        whole = len(self._pending) // self.block_size * self.block_size
-        if not whole:
-            return b""
-        stream = memoryview(bytes(self._pending[:whole]))
-        del self._pending[:whole]
-        return b"".join(
-            self._block(stream[start : start + self.block_size])
-            for start in range(0, whole, self.block_size)
-        )
+        """Take stream bytes; return the blocks that are complete now (may be empty).
+
+        Nothing is copied but what is left over for the next call. Large pieces are best: of 1 MiB
+        and more if there are threads. Raises ValueError after a short block of ``add_encoded``.
+        """
+        self._check_whole()
+        view = memoryview(data).cast("B")
+        done = []
+        if self._pending:
+            head = view[: self.block_size - len(self._pending)]
+            self._pending += head
+            view = view[len(head) :]
+            if len(self._pending) < self.block_size:
+                return b""
+            full, self._pending = self._pending, bytearray()
+            done.append(self._encode(full))
+        whole = len(view) // self.block_size * self.block_size
+        for start in range(0, whole, _PIECE_BYTES):
+            done.append(self._encode(view[start : min(start + _PIECE_BYTES, whole)]))
+        self._pending += view[whole:]
+        return done[0] if len(done) == 1 else b"".join(done)
+
+    def add_encoded(self, blocks: bytes, sizes: array[int], original_size: int) -> bytes:
+        """Take blocks that ``encode_blocks`` made of the next ``original_size`` bytes (with the
+        options of this writer, perhaps in another thread); returns ``blocks``, for appending.
+
+        Only the last block of the stream may be shorter than ``block_size``. Raises ValueError if
+        these blocks cannot come here.
+        """
+        self._check_whole()
+        if self._pending:
+            raise ValueError(f"{len(self._pending)} bytes of an incomplete block come first")
+        if len(sizes) != -(-original_size // self.block_size) or len(blocks) != sum(sizes):
+            raise ValueError(
+                f"{len(sizes)} blocks of {len(blocks)} bytes are not those of {original_size} bytes"
+            )
+        return self._append(blocks, sizes, original_size)
 
     def finish(self) -> bytes:
         """The last block, the index and the trailer."""
-        last = self._block(bytes(self._pending)) if self._pending else b""
-        self._pending.clear()
+        pending, self._pending = self._pending, bytearray()
+        last = self._encode(pending) if pending else b""
         sizes = array("I", self._sizes)
         if sys.byteorder == "big":
             sizes.byteswap()
@@ -366,13 +356,21 @@ class ZFileWriter:
         """After ``finish()``: the header that carries the index information as well."""
         return self._record(FLAG_HEADER | FLAG_DATA | FLAG_OVERWRITTEN | FLAG_DIGEST)
 
-    def _block(self, data: Buffer) -> bytes:
-        block = self._compress(data)
-        if self.verify:
-            block += crc_raw(100007, block).to_bytes(CHECKSUM_SIZE, "little")
-        self._sizes.append(len(block))
-        self._index_offset += len(block)
-        return block
+    def _encode(self, data: Buffer) -> bytes:
+        blocks, sizes = encode_blocks(
+            data, self.algorithm, self.block_size, self.verify, threads=self.threads
+        )
+        return self._append(blocks, sizes, len(data))
+
+    def _append(self, blocks: bytes, sizes: array[int], original_size: int) -> bytes:
+        self._sizes.extend(sizes)
+        self._index_offset += len(blocks)
+        self._original_size += original_size
+        return blocks
+
+    def _check_whole(self) -> None:
+        if self._original_size % self.block_size:
+            raise ValueError("the stream has ended with an incomplete block")
 
     def _record(self, flags: int, *, with_index: bool = True) -> bytes:
         numbers = (self._index_offset, len(self._sizes), self._original_size, self._index_crc)
@@ -384,9 +382,3 @@ class ZFileWriter:
         )  # fmt: skip
         block[_DIGEST] = crc_raw(0, block).to_bytes(4, "little")
         return bytes(block)
-
-
-def _compressor(algorithm: str) -> Callable[[Buffer], bytes]:
-    if algorithm == "lz4":
-        return lambda data: bytes(lz4.block.compress(data, store_size=False))
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress

@@ -28,6 +28,7 @@ from hybrid.core.device import Device
 from hybrid.core.upper_directory import WritableDisk
 from hybrid.errors import HybridError, UnsupportedError
 from hybrid.mount import control
+from hybrid.mount.allocator import keep_freed_memory
 from hybrid.mount.channel import Ready, ServerEnd
 from hybrid.mount.filesystems import HEAD_BYTES, DetectedFilesystem, detect
 from hybrid.mount.io_flusher import become_io_flusher
@@ -82,6 +83,7 @@ class MountServer:
 
         A server that took over and fails leaves all as it was, for the next one.
         """
+        keep_freed_memory()
         if self._job.record.writable:
             become_io_flusher()
         async with trio.open_nursery() as nursery:

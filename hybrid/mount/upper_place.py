@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hybrid.config import load_image_config
 from hybrid.core.reference import ConfigReference, parse_image
-from hybrid.core.storage import storage_error
+from hybrid.core.storage_errors import storage_error
 from hybrid.core.upper_directory import UpperDirectory, destroy
 from hybrid.errors import HybridError, NotFoundError, UsageError
 from hybrid.mount.changes import Changes, Place

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid.core.auth import TokenKey, choose, parse_token, token_url, usable_seconds
+from hybrid.core.auth import TokenKey, choose, joined_scopes, parse_token, token_url, usable_seconds
 from hybrid.core.challenge import Challenge, parse_challenges
 from hybrid.errors import NetworkError
 
@@ -109,3 +109,24 @@ def test_tokens_are_not_used_to_the_last_second() -> None:
     assert usable_seconds(300) == 290
     assert usable_seconds(60) == 54
     assert usable_seconds(1) == pytest.approx(0.9)
+
+
+# -- scopes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted", "joined"),
+    [
+        ("", "repository:a/b:pull,push", "repository:a/b:pull,push"),
+        ("repository:a/b:push,pull", "repository:a/b:pull,push", "repository:a/b:pull,push"),
+        ("repository:a/b:pull", "repository:a/b:pull,push", "repository:a/b:pull,push"),
+        (
+            "repository:h:5000/a:pull registry:catalog:*",
+            "repository:h:5000/a:pull,push repository:c/d:pull",
+            "repository:h:5000/a:pull,push registry:catalog:* repository:c/d:pull",
+        ),
+        ("nonsense", "repository:a:pull", "nonsense repository:a:pull"),
+    ],
+)
+def test_scopes_are_joined(asked: str, wanted: str, joined: str) -> None:
+    assert joined_scopes(asked, wanted) == joined

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,19 @@ import pytest
 from support import golden
 from support.golden import Row
 from support.golden_disk import check_disk, disk_of, open_disk, pieces, read, source_of
+from support.implementations import IMPLEMENTATIONS, using
 
 from hybrid.config import GlobalConfig, load_global_config
 from hybrid.core.disk import LayeredDevice
 from hybrid.core.image import ImageRequest, open_image
 from hybrid.core.opening import open_layer, open_stream
 from hybrid.errors import FormatError, HybridError, UnsupportedError
+
+
+@pytest.fixture(autouse=True, scope="module", params=IMPLEMENTATIONS)
+def _implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    with using(request.param):
+        yield
 
 
 async def stream_bytes(blob: bytes | Path) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -11,6 +12,7 @@ from support.build_lsmt import Entry
 from support.build_zfile import redigest
 from support.builders import build_lsmt, build_sealed, build_tar, build_zfile
 from support.golden_disk import disk_of
+from support.implementations import IMPLEMENTATIONS, using
 
 from hybrid.core import lsmt, zfile
 from hybrid.core.disk import LayeredDevice, first_error
@@ -22,6 +24,12 @@ from hybrid.core.zfile import ZFileWriter
 from hybrid.errors import FormatError, UnsupportedError
 
 VSIZE = 1 << 16
+
+
+@pytest.fixture(autouse=True, scope="module", params=IMPLEMENTATIONS)
+def _implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    with using(request.param):
+        yield
 
 
 def layer() -> bytes:

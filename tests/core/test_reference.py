@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid.core.reference import (
+    ArchiveReference,
     ConfigReference,
     LayoutReference,
     RegistryReference,
@@ -70,6 +71,19 @@ def test_a_layout_reference_prints_as_it_was_written() -> None:
         assert str(parse_image(text)) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "path", "tag"),
+    [
+        ("docker-archive:a.tar", "a.tar", None),
+        ("docker-archive:/a/b.tar:app:v1", "/a/b.tar", "app:v1"),
+        ("docker-archive:a.json:example.com:5000/x/app:v1", "a.json", "example.com:5000/x/app:v1"),
+    ],
+)
+def test_archive_references(text: str, path: str, tag: str | None) -> None:
+    assert parse_image(text) == ArchiveReference(Path(path), tag)
+    assert str(parse_image(text)) == text
+
+
 @pytest.mark.parametrize("text", ["/a/config", "./x", "../x", "config.v1.json", "a:b.json"])
 def test_config_references(text: str) -> None:
     assert parse_image(text) == ConfigReference(Path(text))
@@ -99,6 +113,9 @@ def test_config_references(text: str) -> None:
         ("h.x/" + "a" * 252, "255"),
         ("https://reg.x/app", "https"),
         ("docker://", "no repository name"),
+        ("docker-archive:", "file is missing"),
+        ("docker-archive::v1", "file is missing"),
+        ("docker-archive:a.tar:", "no tag"),
         ("oci:", "directory is missing"),
         ("oci::v1", "directory is missing"),
         ("oci:dir:", "no tag"),

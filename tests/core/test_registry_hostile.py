@@ -301,7 +301,7 @@ async def test_ever_new_scopes_are_not_all_kept() -> None:
             for _ in range(MAX_SLOTS):
                 with pytest.raises(AuthError):
                     await read(registry, ref)
-            slots = registry._fetcher._auth._slots
+            slots = registry.fetcher._auth._slots
             assert next(scopes) > MAX_SLOTS
             assert len(slots) <= MAX_SLOTS
 

@@ -1,12 +1,21 @@
 """Back-off on a virtual clock: no test here takes real time."""
 
+from collections.abc import Awaitable, Callable
 from random import Random
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from hybrid.core.retry import RetryPolicy, TransientError, parse_retry_after, with_retries
+from hybrid.core.retry import (
+    PROGRESS_BYTES,
+    Patience,
+    RetryPolicy,
+    TransientError,
+    parse_retry_after,
+    with_patience,
+    with_retries,
+)
 from hybrid.errors import CertificateError, NetworkError, NotFoundError
 
 POLICY = RetryPolicy(budget=30.0, first_pause=0.1, longest_pause=5.0)
@@ -26,6 +35,9 @@ class Attempts:
         if outcome is not None:
             raise outcome
         return "done"
+
+    async def once(self, patience: Patience) -> str:
+        return await self()
 
     async def run(self, policy: RetryPolicy = POLICY) -> str:
         return await with_retries(self, policy, Random(1), "the thing")
@@ -111,3 +123,81 @@ async def test_cancellation_from_outside_passes(autojump_clock: MockClock) -> No
 )
 def test_retry_after(value: str | None, expected: float | None) -> None:
     assert parse_retry_after(value, NOON) == expected
+
+
+# -- something long: the budget begins anew with progress ------------------------------------------
+
+
+async def patiently(attempt: Callable[[Patience], Awaitable[str]], most_attempts: int = 5) -> str:
+    return await with_patience(attempt, POLICY, Random(1), "the thing", most_attempts)
+
+
+async def test_progress_extends_the_budget(autojump_clock: MockClock) -> None:
+    async def slow(patience: Patience) -> str:
+        for _ in range(100):
+            await trio.sleep(20.0)
+            patience.progress(PROGRESS_BYTES)
+        return "done"
+
+    assert await patiently(slow) == "done"
+    assert trio.current_time() == pytest.approx(2000.0, abs=1.0)
+
+
+async def test_a_trickle_is_no_progress(autojump_clock: MockClock) -> None:
+    async def trickle(patience: Patience) -> str:
+        while True:
+            await trio.sleep(1.0)
+            patience.progress(PROGRESS_BYTES // 100)
+
+    start = trio.current_time()
+    with pytest.raises(NetworkError, match="no progress for 30 s"):
+        await patiently(trickle)
+    assert trio.current_time() - start == pytest.approx(POLICY.budget)
+
+
+async def test_attempts_are_counted_whatever_their_progress(autojump_clock: MockClock) -> None:
+    times = 0
+
+    async def breaks(patience: Patience) -> str:
+        nonlocal times
+        times += 1
+        await trio.sleep(25.0)
+        patience.progress(PROGRESS_BYTES)
+        raise passing()
+
+    with pytest.raises(NetworkError, match="it hiccups") as caught:
+        await patiently(breaks, 4)
+    assert times == 4
+    assert caught.value.hint == "wait; tried 4 times"
+
+
+async def test_waiting_for_something_else(autojump_clock: MockClock) -> None:
+    async def waits(patience: Patience) -> str:
+        patience.wait_for(500.0)
+        await trio.sleep(520.0)
+        patience.wait_for(float("inf"))
+        await trio.sleep(5000.0)
+        patience.wait_for(0.0)
+        await trio.sleep(29.0)
+        return "done"
+
+    assert await patiently(waits) == "done"
+
+
+async def test_patience_ends_with_the_last_reason(autojump_clock: MockClock) -> None:
+    first = True
+
+    async def hangs(patience: Patience) -> str:
+        nonlocal first
+        if first:
+            first = False
+            raise passing()
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    with pytest.raises(NetworkError, match="it hiccups") as caught:
+        await patiently(hangs)
+    assert caught.value.hint == "wait; tried 2 times"
+    with pytest.raises(NetworkError, match="it hiccups") as caught:
+        await patiently(Attempts(passing(60.0)).once)
+    assert "asks to wait 60 s" in caught.value.hint

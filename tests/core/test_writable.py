@@ -22,6 +22,7 @@ from hybrid.core.disk import LayeredDevice
 from hybrid.core.layer import Layer
 from hybrid.core.lsmt import LayerWriter
 from hybrid.core.opening import open_layer
+from hybrid.core.pair import open_pair
 from hybrid.core.source import FaultySource, MemorySource
 from hybrid.core.storage import Storage, StoredFile
 from hybrid.core.upper import MAX_PENDING, Upper, create_pair
@@ -234,6 +235,22 @@ async def test_an_upper_is_used_once_at_a_time(memory_path: Path) -> None:
     with pytest.raises(BusyError, match=r"in use by process \d+"):
         Upper.open(Storage(), memory_path / "data", memory_path / "index", BOOT)
     await disk.aclose()
+    await (await reopened(memory_path)).aclose()
+
+
+async def test_readers_and_writers_keep_each_other_away(memory_path: Path) -> None:
+    pair = memory_path / "data", memory_path / "index"
+    disk = await new_disk(memory_path)
+    assert disk.pwrite_nowait(0, b"x" * SECTOR)
+    with pytest.raises(BusyError, match="in use by process"):
+        open_pair(*pair, lock=True)
+    await disk.aclose()
+    readers = [open_pair(*pair, lock=True) for _ in range(2)]
+    with pytest.raises(BusyError):
+        Upper.open(Storage(), *pair, BOOT)
+    for reader in readers:
+        assert await reader.parts(4096, SECTOR) == [b"x" * SECTOR]
+        await reader.aclose()
     await (await reopened(memory_path)).aclose()
 
 

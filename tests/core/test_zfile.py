@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -23,6 +23,7 @@ from support.build_zfile import (
     unpack_ht,
 )
 from support.builders import build_tar, build_zfile, crc32c_raw, parse_zfile
+from support.implementations import IMPLEMENTATIONS, using
 
 from hybrid.core import zfile
 from hybrid.core.opening import open_stream
@@ -33,6 +34,12 @@ from hybrid.errors import FormatError, HybridError, UnsupportedError
 ALGORITHMS = ("lz4", "zstd")
 BLOCK_SIZES = (4096, 8192, 16384, 32768, 65536)
 NAME = "blob"
+
+
+@pytest.fixture(autouse=True, scope="module", params=IMPLEMENTATIONS)
+def _implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    with using(request.param):
+        yield
 
 
 def text(size: int, seed: int = 1) -> bytes:
@@ -64,7 +71,7 @@ def open_map(data: bytes) -> BlockMap:
 def decode_all(data: bytes) -> bytes:
     blocks = open_map(data)
     body = data[HT_SIZE : blocks.offsets[-1]]
-    return b"".join(blocks.decode(body, 0, blocks.block_count))
+    return blocks.decode(body, 0, blocks.block_count)
 
 
 async def stream_bytes(data: bytes) -> bytes:
@@ -209,7 +216,7 @@ def test_decode_of_a_run_in_the_middle() -> None:
     packed = build_zfile(data)
     blocks = open_map(packed)
     run = packed[blocks.offsets[3] : blocks.offsets[7]]
-    assert b"".join(blocks.decode(run, 3, 7)) == data[3 * 4096 : 7 * 4096]
+    assert blocks.decode(run, 3, 7) == data[3 * 4096 : 7 * 4096]
 
 
 def test_blocks_of_a_range() -> None:
@@ -702,7 +709,7 @@ def test_fuzz_decode_of_any_bytes(data: bytes, algorithm: str) -> None:
     record = zfile.parse_trailer(trailer, NAME)
     blocks = zfile.parse_index(struct.pack("<I", size), record, NAME)
     try:
-        (block,) = blocks.decode(data, 0, 1)
+        block = blocks.decode(data, 0, 1)
     except DamagedBlockError:
         return
     assert len(block) == 4096

@@ -384,3 +384,25 @@ def test_fio_verifies_what_it_writes(
     mount(bench, "--upper", upper, config, bench.mountpoint)
     subprocess.run([*job, "--verify_only"], check=True, capture_output=True, timeout=120)
     bench.succeed("umount", bench.mountpoint)
+
+
+def test_what_other_converters_leave_is_no_obstacle(
+    bench: ImageBench, tmp_path: Path, upper: Path
+) -> None:
+    """e2fsck does not like lost+found of images that overlaybd's own tools made."""
+    image = golden_image.layout(tmp_path / "oci")
+    options = ("--mode", "fuse", "--no-journal", "--upper", upper, image, bench.mountpoint)
+    record = mount(bench, *options)
+    (bench.mountpoint / "new").write_text("new")
+    tree = read_tree(bench.mountpoint)
+    os.sync()
+    os.kill(record["pid"], signal.SIGKILL)
+    bench.run("umount", "--lazy", bench.mountpoint)
+    poll_until(lambda: not bench.list(), "the end of the mount")
+    record = mount(bench, *options)
+    assert read_tree(bench.mountpoint) == tree
+    bench.succeed("umount", bench.mountpoint)
+    record = mount(bench, "--no-mount", "--mode", "fuse", "--upper", upper, image)
+    done = subprocess.run(["e2fsck", "-fn", record["file"]], capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
+    bench.succeed("umount", record["id"])

@@ -6,9 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
+from bench.codec import codec_table, measure_codec
 from bench.command import parser, run, warn_if_busy
-from bench.data import Data, prepared_data
+from bench.data import Data, kept_data, prepared_data
 from bench.guest import run_in_guest
 from bench.measure import measure
 from bench.profiles import show_fuse_server, show_profiles, show_read_path
@@ -23,10 +25,16 @@ def main() -> None:
         "--guest", action="store_true",
         help="compare TCMU with FUSE, in a guest whose kernel has both",
     )  # fmt: skip
+    options.add_argument(
+        "--codec", action="store_true", help="blocks alone: Python against the compiled functions"
+    )
     arguments = options.parse_args()
     warn_if_busy()
     if arguments.guest:
         run_in_guest([word for word in sys.argv[1:] if word != "--guest"])
+    if arguments.codec:
+        _measure_codec(3 if arguments.quick else 5, arguments.json)
+        return
     if os.geteuid() != 0:
         sys.exit("bench: loop devices need root: sudo tools/bench")
     rounds, seconds = (3, 1.0) if arguments.quick else (5, 2.5)
@@ -40,6 +48,11 @@ def main() -> None:
             return
         print(text_table(results))
         _explain([aim.title for aim in aims(results) if not aim.met], data)
+
+
+def _measure_codec(rounds: int, as_json: bool) -> None:
+    rows = measure_codec(kept_data() / "disk.raw", rounds)
+    print(json.dumps([asdict(row) for row in rows], indent=2) if as_json else codec_table(rows))
 
 
 def _explain(missed: Sequence[str], data: Data) -> None:
