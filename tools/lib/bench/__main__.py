@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from bench.applying import measure_applying, text_of
 from bench.command import parser, run, warn_if_busy
 from bench.data import Data, prepared_data
 from bench.guest import run_in_guest
@@ -23,6 +24,9 @@ def main() -> None:
         "--guest", action="store_true",
         help="compare TCMU with FUSE, in a guest whose kernel has both",
     )  # fmt: skip
+    options.add_argument(
+        "--apply", action="store_true", help="tar layers applied to ext4, against `tar x`"
+    )
     arguments = options.parse_args()
     warn_if_busy()
     if arguments.guest:
@@ -30,6 +34,10 @@ def main() -> None:
     if os.geteuid() != 0:
         sys.exit("bench: loop devices need root: sudo tools/bench")
     rounds, seconds = (3, 1.0) if arguments.quick else (5, 2.5)
+    if arguments.apply:
+        rows = measure_applying(rounds)
+        print(json.dumps(rows, indent=2) if arguments.json else text_of(rows))
+        return
     with prepared_data() as data:
         if arguments.profile:
             show_profiles(data)
