@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from bench.applying import measure_applying, text_of
 from bench.codec import codec_table, measure_codec
 from bench.command import parser, run, warn_if_busy
 from bench.data import Data, kept_data, prepared_data
@@ -28,6 +29,9 @@ def main() -> None:
     options.add_argument(
         "--codec", action="store_true", help="blocks alone: Python against the compiled functions"
     )
+    options.add_argument(
+        "--apply", action="store_true", help="tar layers applied to ext4, against `tar x`"
+    )
     arguments = options.parse_args()
     warn_if_busy()
     if arguments.guest:
@@ -38,6 +42,10 @@ def main() -> None:
     if os.geteuid() != 0:
         sys.exit("bench: loop devices need root: sudo tools/bench")
     rounds, seconds = (3, 1.0) if arguments.quick else (5, 2.5)
+    if arguments.apply:
+        rows = measure_applying(rounds)
+        print(json.dumps(rows, indent=2) if arguments.json else text_of(rows))
+        return
     with prepared_data() as data:
         if arguments.profile:
             show_profiles(data)
