@@ -51,10 +51,12 @@ def judge(path: Path) -> str:
     return done.stdout.replace(str(path), "")
 
 
-def content(path: Path, name: str) -> bytes:
-    """The bytes of a file in the file system."""
-    done = subprocess.run(["debugfs", "-R", f'cat "{name}"', path], capture_output=True, check=True)
-    return done.stdout
+def copy_tree(path: Path) -> Path:
+    """Files, directories and symbolic links of a file system, copied to a directory beside it."""
+    target = path.with_name(f"{path.name}.tree")
+    target.mkdir()
+    run("debugfs", "-R", f"rdump / {target}", path)
+    return target
 
 
 def tree(path: Path, name: str = "/") -> dict[str, str]:
