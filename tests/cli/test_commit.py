@@ -56,10 +56,8 @@ def document(reference: str) -> tuple[Any, Any]:
     return manifest, json.loads(config)
 
 
-def dump(layers: list[Path], target: Path) -> bytes:
+def dump(layers: list[Path], target: Path) -> None:
     succeed("layer", "dump", *layers, "-o", target)
-    with target.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def test_to_a_file(upper: Path, tmp_path: Path) -> None:
@@ -178,14 +176,14 @@ def test_golden_uppers(directory: str, config: str, row: str, tmp_path: Path) ->
     assert succeed("commit", writable, "-o", out) == one
     assert before.keys() <= {path.name for path in tmp_path.iterdir()}
     lowers = [tmp_path / lower["file"] for lower in json.loads(writable.read_text())["lowers"]]
-    found = dump([*lowers, out], tmp_path / "raw")
-    wanted = golden.row_of(directory, row)["raw_sha256"]
+    dump([*lowers, out], tmp_path / "raw")
     if directory == "lsmt":
-        assert found.hex() == wanted
+        raw = (tmp_path / "raw").read_bytes()
+        assert hashlib.sha256(raw).hexdigest() == golden.row_of(directory, row)["raw_sha256"]
         return
     # What the file system calls free may differ. The rest is for others to judge: e2fsck finds the
     # same little mistakes that the reference makes, and no more; all files are the same.
-    assert dump([writable], tmp_path / "whole").hex() == wanted
+    dump([writable], tmp_path / "whole")
     judged = [ext4_images.judge(tmp_path / name) for name in ("raw", "whole")]
     assert judged[0] == judged[1]
     trees = [ext4_images.tree(tmp_path / name) for name in ("raw", "whole")]
