@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from bench.command import parser, run, warn_if_busy
+from bench.commit import commit_table, measure_commit
 from bench.data import Data, prepared_data
 from bench.guest import run_in_guest
 from bench.measure import measure
@@ -20,11 +21,17 @@ from bench.targets import all_targets
 def main() -> None:
     options = parser(__doc__)
     options.add_argument(
+        "--commit", action="store_true", help="changes that become layers, against lz4 and zstd"
+    )
+    options.add_argument(
         "--guest", action="store_true",
         help="compare TCMU with FUSE, in a guest whose kernel has both",
     )  # fmt: skip
     arguments = options.parse_args()
     warn_if_busy()
+    if arguments.commit:
+        _measure_commit(3 if arguments.quick else 5, arguments.json)
+        return
     if arguments.guest:
         run_in_guest([word for word in sys.argv[1:] if word != "--guest"])
     if os.geteuid() != 0:
@@ -40,6 +47,11 @@ def main() -> None:
             return
         print(text_table(results))
         _explain([aim.title for aim in aims(results) if not aim.met], data)
+
+
+def _measure_commit(rounds: int, as_json: bool) -> None:
+    rows = measure_commit(rounds)
+    print(json.dumps([vars(row) for row in rows], indent=2) if as_json else commit_table(rows))
 
 
 def _explain(missed: Sequence[str], data: Data) -> None:
