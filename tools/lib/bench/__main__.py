@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 
 from bench.command import parser, run, warn_if_busy
-from bench.commit import commit_table, measure_commit
 from bench.data import Data, prepared_data
 from bench.guest import run_in_guest
 from bench.measure import measure
@@ -30,7 +29,9 @@ def main() -> None:
     arguments = options.parse_args()
     warn_if_busy()
     if arguments.commit:
-        _measure_commit(3 if arguments.quick else 5, arguments.json)
+        from bench.commit import show_commit  # it runs itself as a program, too
+
+        show_commit(3 if arguments.quick else 5, arguments.json)
         return
     if arguments.guest:
         run_in_guest([word for word in sys.argv[1:] if word != "--guest"])
@@ -47,11 +48,6 @@ def main() -> None:
             return
         print(text_table(results))
         _explain([aim.title for aim in aims(results) if not aim.met], data)
-
-
-def _measure_commit(rounds: int, as_json: bool) -> None:
-    rows = measure_commit(rounds)
-    print(json.dumps([vars(row) for row in rows], indent=2) if as_json else commit_table(rows))
 
 
 def _explain(missed: Sequence[str], data: Data) -> None:

@@ -69,6 +69,12 @@ class Row:
     peak: int
 
 
+def show_commit(rounds: int, as_json: bool) -> None:
+    """Measure and print."""
+    rows = measure_commit(rounds)
+    print(json.dumps([asdict(row) for row in rows], indent=2) if as_json else commit_table(rows))
+
+
 def measure_commit(rounds: int) -> list[Row]:
     """All variants, ``rounds`` times."""
     with _prepared() as directory:
@@ -100,9 +106,9 @@ def _row(key: tuple[str, str, int], found: list[Taken], size: int) -> Row:
 def commit_table(rows: list[Row]) -> str:
     """One line for each variant, and the aim."""
     lines = [
-        f"{DISK_SIZE >> 20} MiB of ext4; MB: 10^6 bytes of the disk; +- is the spread of the rounds",
+        f"ext4 of {DISK_SIZE >> 20} MiB; MB: 10^6 bytes of it; +- is the spread of the rounds",
         "",
-        "what               threads        rate    +-  of lz4/zstd    per CPU      peak",
+        "what             threads/cores        rate   +-  of lz4/zstd   per CPU s      peak",
     ]
     for row in rows:
         other = next(r for r in rows if "-" in r.what and _same(r, row))
