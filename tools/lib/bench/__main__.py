@@ -23,6 +23,9 @@ from bench.targets import all_targets
 def main() -> None:
     options = parser(__doc__)
     options.add_argument(
+        "--commit", action="store_true", help="changes that become layers, against lz4 and zstd"
+    )
+    options.add_argument(
         "--guest", action="store_true",
         help="compare TCMU with FUSE, in a guest whose kernel has both",
     )  # fmt: skip
@@ -34,6 +37,11 @@ def main() -> None:
     )
     arguments = options.parse_args()
     warn_if_busy()
+    if arguments.commit:
+        from bench.commit import show_commit  # it runs itself as a program, too
+
+        show_commit(3 if arguments.quick else 5, arguments.json)
+        return
     if arguments.guest:
         run_in_guest([word for word in sys.argv[1:] if word != "--guest"])
     if arguments.codec:
