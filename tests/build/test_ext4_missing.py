@@ -16,7 +16,9 @@ except Exception as error:
 
 
 def test_what_is_missing_is_said() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("SystemSupportError 10 this installation of hybrid cannot write")
     assert "apt-get install libext2fs-dev" in done.stdout
     assert done.stdout.count("\n") == 1
