@@ -8,9 +8,17 @@
 
 #include <stdlib.h>
 
-#define MEMORY_LIMIT (24u << 20) /* bytes of directories; beyond that all are written and dropped */
+#define MEMORY_LIMIT (24u << 20) /* bytes of directories, beside twice the largest of them */
 #define BLOCKS_LIMIT (1u << 18)  /* 1 GiB: no directory in a sane image is larger */
 #define GONE 1u                  /* in the table: was removed. 0 is free; entries begin at 12 */
+
+static void count_memory(FileSystem *self, const struct dir *dir, uint32_t more)
+{
+    size_t size = (size_t)dir->blocks * BLOCK;
+    self->dir_memory += (size_t)more * BLOCK;
+    if (size > self->largest_dir)
+        self->largest_dir = size;
+}
 
 static struct dir **bucket_of(FileSystem *self, ext2_ino_t ino)
 {
@@ -203,7 +211,7 @@ static int load_dir(FileSystem *self, struct dir *dir)
         if (check_block(self, dir, block))
             return -1;
         dir->blocks = dir->mapped = block + 1;
-        self->dir_memory += BLOCK;
+        count_memory(self, dir, 1);
     }
     return 0;
 }
@@ -259,7 +267,7 @@ struct dir *make_dir(FileSystem *self, ext2_ino_t ino, ext2_ino_t parent)
     dots->file_type = EXT2_FT_DIR;
     memcpy(dots->name, "..", 2);
     dir->blocks = 1;
-    self->dir_memory += BLOCK;
+    count_memory(self, dir, 1);
     dir->links = 2;
     dir->changed[0] = dir->touched = true;
     return keep_dir(self, dir, 0);
@@ -306,7 +314,7 @@ static int append_block(FileSystem *self, struct dir *dir)
     memset(data, 0, BLOCK);
     entry_at(dir, dir->blocks * BLOCK)->rec_len = BLOCK;
     dir->blocks++;
-    self->dir_memory += BLOCK;
+    count_memory(self, dir, 1);
     return 0;
 }
 
@@ -509,8 +517,9 @@ int flush_dirs(FileSystem *self)
     return result;
 }
 
-/* Call this only where no pointer to a directory is held. */
+/* Writes and forgets all directories when they take much memory: not only one that is needed again
+ * at once. Call this only where no pointer to a directory is held. */
 int trim_dirs(FileSystem *self)
 {
-    return self->dir_memory > MEMORY_LIMIT ? flush_dirs(self) : 0;
+    return self->dir_memory > MEMORY_LIMIT + 2 * self->largest_dir ? flush_dirs(self) : 0;
 }

@@ -77,7 +77,8 @@ typedef struct {
     ext2_ino_t inode_goal;
     uint8_t *fresh; /* one bit an inode: it is of this layer */
     struct dir *dirs[DIR_BUCKETS];
-    size_t dir_memory;
+    size_t dir_memory;  /* bytes of all directories in memory */
+    size_t largest_dir; /* of the largest one so far */
     struct writer writer;
 } FileSystem;
 

@@ -20,6 +20,8 @@ from support.archives import (
 from support.ext4_disks import Disk, Tree, disk, mounted, needs_root, tree_of
 from support.tree_model import Item, Model, RefusedError
 
+from hybrid.errors import HybridError
+
 pytestmark = needs_root
 NAMES = [b"a", b"b", b"c", b"lib", b"usr", b"\xff\xfename", b"long" * 60, "ümlaut".encode()]
 TARGETS = [b"usr", b"/usr/lib", b"../a", b"../../..", b"nowhere", b"b/../c", b".", b"t/" * 40]
@@ -115,3 +117,27 @@ def test_random_layers(seed: int, tmp_path: Path) -> None:
             assert sorted(found) == sorted(wanted)
             for path in wanted:
                 assert found[path] == wanted[path], path
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_damaged_archives(seed: int, tmp_path: Path) -> None:
+    """Bytes of headers changed, with right checksums: an error, or a file system that is sound."""
+    choose = random.Random(seed)
+    outcomes = set()
+    for _ in range(15):
+        data = bytearray(Generator(choose.randrange(1000)).layer())
+        heads = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
+        for _ in range(choose.choice([1, 1, 5])):
+            head = choose.choice(heads)
+            data[head + choose.choice([*range(0, 345, 9), 124, 156])] = choose.randrange(256)
+            data[head + 148 : head + 156] = b" " * 8
+            data[head + 148 : head + 156] = b"%06o\0 " % sum(data[head : head + 512])
+        with disk() as made:
+            try:
+                made.apply(bytes(data))
+            except HybridError as error:
+                outcomes.add(error.message.split(":")[0])
+            else:
+                outcomes.add("fine")
+                made.dump(tmp_path / "disk")
+    assert outcomes == {"fine", "layer.tar"}

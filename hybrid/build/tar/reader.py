@@ -13,6 +13,8 @@ from hybrid.errors import FormatError, UnsupportedError
 
 MAX_SPECIAL = 1 << 20
 """Bytes of a PAX header, a long name or a sparse map: what Go's reader allows, too."""
+MAX_GLOBAL = 1 << 16
+"""Bytes of all global PAX headers together, which count for each entry anew. Usual: below 100."""
 MAX_ID = (1 << 32) - 2
 """The largest uid or gid; 2^32 - 1 means "none" to Linux."""
 MAX_SIZE = (1 << 63) - 1
@@ -91,8 +93,8 @@ class TarReader:
             elif header.type == b"g":
                 with _placed(self.name, offset):
                     self._global += pax.parse_records(body)
-                    if sum(len(key) + len(value) for key, value in self._global) > MAX_SPECIAL:
-                        raise FormatError("global PAX headers of more than 1 MiB")
+                    if sum(len(key) + len(value) for key, value in self._global) > MAX_GLOBAL:
+                        raise FormatError("global PAX headers of more than 64 KiB")
         if records or long_name is not None or long_link is not None:
             raise self._window.truncated("a header: the entry that it describes is missing")
         return None
