@@ -18,7 +18,8 @@ from hybrid.core.disk import LayeredDevice
 from hybrid.core.layer import Layer
 from hybrid.core.pair import open_pair, read_pair_record
 from hybrid.core.storage import Storage
-from hybrid.core.upper_directory import Manifest, UpperDirectory, exclusive, open_sealed
+from hybrid.core.upper_directory import UpperDirectory, exclusive, open_sealed
+from hybrid.core.upper_manifest import Manifest
 from hybrid.errors import UnsupportedError, UsageError
 
 

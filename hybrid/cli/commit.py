@@ -25,7 +25,8 @@ from hybrid.config import GlobalConfig, load_global_config
 from hybrid.core.disk import LayeredDevice
 from hybrid.core.image import ImageRequest, open_image
 from hybrid.core.output_file import output_file
-from hybrid.core.upper_directory import UpperDirectory, is_upper_directory
+from hybrid.core.upper_directory import UpperDirectory
+from hybrid.core.upper_manifest import is_upper_directory
 from hybrid.errors import UsageError
 from hybrid.mount.filesystems import detect
 from hybrid.mount.live_point import check_writable, frozen_point

@@ -54,7 +54,7 @@ class LayeredDevice(Device):
         self.check_room()
         self.segments = lsmt.restack(layer.segments or lsmt.SegmentMap(), self.segments)
         layer.segments = None
-        self.size = max(self.size, layer.record.virtual_size)
+        self.size = max(self.size, -(-layer.record.virtual_size // SECTOR) * SECTOR)
         self.layers.append(layer)
         self._files = (layer, *self._files)
 

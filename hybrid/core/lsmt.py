@@ -62,6 +62,8 @@ _ENTRY = struct.Struct("<QQ")
 _INVALID = ((1 << 50) - 1).to_bytes(8, "little") + bytes(8)
 _OFFSET_BITS = 50
 _OFFSET_MASK = (1 << 50) - 1
+INVALID_SECTOR = _OFFSET_MASK
+"""First sector of an entry that is padding."""
 MOFFSET_MASK = (1 << 55) - 1
 ZEROED = 1 << 55
 _TAG_SHIFT = 56
@@ -283,12 +285,18 @@ def parse_index(raw: Buffer, record: LayerRecord, name: str) -> SegmentMap:
     return found
 
 
-def read_entries(raw: Buffer) -> tuple[array[int], array[int]]:
-    """First and second words of all entries (16 bytes each) that are no padding."""
+def entry_words(raw: Buffer) -> array[int]:
+    """First and second words of whole entries (16 bytes each), in turns."""
     words = array("Q")
     words.frombytes(raw)
     if sys.byteorder == "big":
         words.byteswap()
+    return words
+
+
+def read_entries(raw: Buffer) -> tuple[array[int], array[int]]:
+    """First and second words of all entries (16 bytes each) that are no padding."""
+    words = entry_words(raw)
     return _select(words[0::2], words[1::2], lambda w: w & _OFFSET_MASK != _OFFSET_MASK)
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from hybrid.core import lsmt, upper_log
 from hybrid.core.device import SECTOR
+from hybrid.core.index_log import IndexLog
 from hybrid.core.layer import Layer
 from hybrid.core.lsmt import LayerRecord, SegmentMap
 from hybrid.core.source import FileSource
 from hybrid.core.storage import Storage, StoredFile
 from hybrid.core.stream import PlainStream
-from hybrid.core.unflushed import read_unflushed, running_boot, unflushed_path
-from hybrid.core.upper_log import LOG_BEGIN, UnflushedHeader
+from hybrid.core.unflushed import find_base, read_unflushed, running_boot, unflushed_path
+from hybrid.core.upper_log import Entry, Replay
 from hybrid.core.writable_map import WritableMap
 from hybrid.errors import NotFoundError
 
@@ -80,24 +81,24 @@ def _replay(data: StoredFile, index: StoredFile) -> tuple[LayerRecord, SegmentMa
     # First what is unflushed, then the log, then the data: a flush meanwhile moves entries from
     # the first to the second, and what either refers to is in the data file before.
     record = read_pair_record(data, index)
-    unflushed = _unflushed_entries(index.path, record)
-    raw = index.read(LOG_BEGIN, index.size() - LOG_BEGIN)
+    sectors = data.size() // SECTOR
+    unflushed = _unflushed_entries(index, record, sectors)
     segments = WritableMap()
-    upper_log.replay(raw, segments, data.size() // SECTOR, str(index.path))
+    IndexLog(Storage(), index, record).read_into(Replay(segments, sectors, str(index.path)))
     for start, count, location in unflushed:
         segments.put(start, start + count, location)
     return record, segments.snapshot()
 
 
-def _unflushed_entries(index: Path, record: LayerRecord) -> list[upper_log.Entry]:
+def _unflushed_entries(index: StoredFile, record: LayerRecord, sectors: int) -> list[Entry]:
     try:
-        file = Storage().open(unflushed_path(index), writable=False)
+        file = Storage().open(unflushed_path(index.path), writable=False)
     except NotFoundError:
         return []
     try:
-        wanted = UnflushedHeader(running_boot(), uuids.UUID(record.uuid or lsmt.NO_UUID))
-        found = read_unflushed(file, wanted)
-        return found[1] if found else []
+        layer = uuids.UUID(record.uuid or lsmt.NO_UUID)
+        left = read_unflushed(file, running_boot(), layer)
+        return [] if left is None or find_base(left, index, sectors) is None else left[1]
     finally:
         file.close()
 

@@ -12,7 +12,7 @@ from hybrid.core.pair import open_pair
 from hybrid.core.source import FileSource
 from hybrid.core.storage import Storage
 from hybrid.core.unflushed import read_unflushed, running_boot, unflushed_path
-from hybrid.core.upper_log import LOG_BEGIN, UnflushedHeader
+from hybrid.core.upper_log import LOG_BEGIN
 from hybrid.errors import NotFoundError
 
 
@@ -68,8 +68,7 @@ def _unflushed_entries(index: Path, uuid: str) -> int:
     except NotFoundError:
         return 0
     try:
-        wanted = UnflushedHeader(running_boot(), uuids.UUID(uuid or lsmt.NO_UUID))
-        found = read_unflushed(file, wanted)
+        found = read_unflushed(file, running_boot(), uuids.UUID(uuid or lsmt.NO_UUID))
         return len(found[1]) if found else 0
     finally:
         file.close()

@@ -6,9 +6,11 @@ is synchronised when. Failures become HybridErrors: StorageFullError where space
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+import stat
 from pathlib import Path
 
 from hybrid.core.device import Buffer
@@ -125,6 +127,14 @@ class StoredFile:
         except OSError as error:
             raise storage_error(error, f"cannot set the size of {self.path}") from error
 
+    def belong_as(self, other: StoredFile) -> None:
+        """Take owner and mode of another file, as far as that is allowed."""
+        status = os.fstat(other._fd)
+        with contextlib.suppress(OSError):
+            os.fchown(self._fd, status.st_uid, status.st_gid)
+        with contextlib.suppress(OSError):
+            os.fchmod(self._fd, stat.S_IMODE(status.st_mode))
+
     def lock(self) -> None:
         """Be the only process that has the file open for writing. Raises BusyError."""
         lock_file(self._fd, self.path.parent)
@@ -138,9 +148,12 @@ class StoredFile:
 class Storage:
     """Where StoredFiles come from. Paths are those of the host."""
 
-    def create(self, path: Path) -> StoredFile:
-        """A new file. Raises BusyError if there is one already."""
-        return self._open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    def create(self, path: Path, *, like: StoredFile | None = None) -> StoredFile:
+        """A new file, with owner and mode of another. Raises BusyError if there is one already."""
+        file = self._open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        if like is not None:
+            file.belong_as(like)
+        return file
 
     def open(self, path: Path, *, writable: bool = True) -> StoredFile:
         return self._open(path, os.O_RDWR if writable else os.O_RDONLY)
@@ -171,7 +184,11 @@ class Storage:
 
     def _open(self, path: Path, flags: int) -> StoredFile:
         try:
-            descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO would hold us up
+            descriptor = os.open(path, flags, 0o600)
         except OSError as error:
             raise storage_error(error, f"cannot open {path}") from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FormatError(f"{path} is not a regular file")
         return StoredFile(path, descriptor)

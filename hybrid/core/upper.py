@@ -12,11 +12,13 @@ Codec: ``upper_log`` (spec: lsmt 8). What is promised, and how it is kept:
   data file, but only after the flush that made its successor durable; the log is rewritten when it
   is mostly history.
 * **A failed synchronisation is final** (``broken``): the kernel may have dropped what it could not
-  write, so that a later success would mean nothing. The layer can be opened again.
+  write, so that a later success would mean nothing. The layer can be opened again, as of the last
+  flush.
 
 Concurrency: all methods run in one thread, that of the trio run, except for what ``flush`` hands to
-a thread: synchronising, punching, and writing a new log. One flush runs at a time. Writes go on
-meanwhile; their entries wait in ``_pending`` for the next flush. No method but ``flush`` awaits.
+a thread: storing, punching, and making a new log. One flush runs at a time. Writes go on meanwhile;
+their entries wait in ``_pending`` for the next flush. Files are exchanged in the task, never in a
+thread. Only ``flush`` and what calls it awaits.
 """
 
 from __future__ import annotations
@@ -31,40 +33,35 @@ import trio
 
 from hybrid.core import lsmt, upper_log
 from hybrid.core.device import SECTOR, Buffer
-from hybrid.core.lsmt import ENTRY_SIZE, MAX_LENGTH, ZEROED, LayerRecord
+from hybrid.core.index_log import IndexLog, NewLog, final
+from hybrid.core.lsmt import ENTRY_SIZE, MAX_LENGTH, ZEROED, LayerRecord, SegmentMap
 from hybrid.core.pair import read_pair_record
 from hybrid.core.reclaim import Reclaimer
 from hybrid.core.space_pool import SpacePool
 from hybrid.core.storage import Storage, StoredFile
-from hybrid.core.unflushed import UnflushedFile, unflushed_path
-from hybrid.core.upper_log import LOG_BEGIN, Entry
+from hybrid.core.unflushed import UnflushedFile, find_base, unflushed_path
+from hybrid.core.upper_log import Entry, Replay
 from hybrid.core.writable_map import WritableMap
-from hybrid.errors import (
-    HybridError,
-    StorageFailedError,
-    StorageFullError,
-    UnsupportedError,
-)
+from hybrid.errors import HybridError, StorageFailedError, StorageFullError, UnsupportedError
 
 logger = logging.getLogger("hybrid.core")
 
 _ALIGNMENT = 4096
 """Writes of at least this size begin at a multiple of it, so that their space can be freed."""
-_MIN_HISTORY = 4096
-"""Entries of a log that are not worth rewriting it."""
 _WHILE_OPEN, _AT_REST = 16, 2
 """How many times longer than need be a log may get before it is rewritten: while the layer is in
 use, and when it is opened or closed."""
-_RESERVE = 1 << 16
-"""Bytes of the index file that are reserved at a time."""
 _MAX_REUSED = 1 << 16
 """Bytes of a write that looks for free space within the file."""
-_POOL_BYTES = 64 << 20
-"""Free bytes within the file that are kept for such writes; at least an eighth of the live data."""
+_POOL_BYTES, _MAX_POOL_BYTES = 64 << 20, 1 << 30
+"""Free bytes within the file that are kept for such writes: an eighth of the live data, within
+these bounds."""
 _PUNCHES = 256
-"""Ranges that one flush gives back, at most."""
+"""Ranges that one flush gives back, besides twice those that it has freed."""
 _SLACK = 1 << 20
 """Bytes on the disk beyond the live data that are not worth looking for at opening."""
+_ZEROS = upper_log.DATA_BEGIN | ZEROED
+"""The location of zeros: always valid, whatever becomes of the data file (spec: lsmt 5)."""
 
 MAX_PENDING = 1 << 14
 """Entries that should not wait for a flush any longer: it bounds memory and the loss of a crash."""
@@ -103,21 +100,18 @@ class Upper:
         index: StoredFile,
         unflushed: UnflushedFile,
         record: LayerRecord,
-        segments: WritableMap,
     ) -> None:
         self.record = record
-        self.segments = segments
+        self.segments = WritableMap()
         self.name = str(data.path)
         self.broken: HybridError | None = None
         """Why nothing more can be written, if so."""
         self._storage = storage
         self._data = data
-        self._index = index
-        self._log_end = LOG_BEGIN
+        self._log = IndexLog(storage, index, record)
+        self._unflushed = unflushed
         self._end = -(-data.size() // SECTOR) * SECTOR
         """Where the next write goes in the data file, in bytes."""
-        self._reserved = 0
-        """End of the space in the index file that is certain, in bytes."""
         self._flying = 0
         """Entries that a flush is storing."""
         self._pending: list[Entry] = []
@@ -130,7 +124,6 @@ class Upper:
         self._pool = SpacePool()
         self._live = 0
         """Bytes of the data file that are referred to."""
-        self._unflushed = unflushed
         self._flushing = trio.Lock()
 
     @property
@@ -146,7 +139,7 @@ class Upper:
     def stats(self) -> dict[str, int]:
         return {
             "upper_segments": len(self.segments),
-            "upper_bytes_used": self._data.used() + self._index.used(),
+            "upper_bytes_used": self._data.used() + self._log.file.used(),
             "upper_unflushed": len(self._pending),
         }
 
@@ -185,9 +178,8 @@ class Upper:
         """Map ``count`` sectors to zeros, which hide what is below. Raises as ``write``."""
         if self.broken is not None:
             raise self.broken
-        location = self._end // SECTOR | ZEROED
         for begin in range(sector, sector + count, MAX_LENGTH):
-            self._note(begin, min(MAX_LENGTH, sector + count - begin), location)
+            self._note(begin, min(MAX_LENGTH, sector + count - begin), _ZEROS)
 
     def _note(self, start: int, count: int, location: int) -> None:
         """The unflushed file first: what it cannot take has not happened."""
@@ -198,20 +190,14 @@ class Upper:
             if joined is not None:
                 entry = joined
                 number -= 1
-        self._reserve(number + 1)
+        # A write is only taken if its entry can be stored: a full disk must not show in a flush.
+        self._log.reserve(self._flying + number + 1)
         self._unflushed.put(number, entry)
         self._pending[number:] = [entry]
         dead = self.segments.put(start, start + count, location)
         if dead:
             self._dead += dead
             self._live -= SECTOR * sum(length for _, length in dead)
-
-    def _reserve(self, entries: int) -> None:
-        """A write is only taken if its entry can be stored: a full disk must not show in flush."""
-        needed = self._log_end + ENTRY_SIZE * (self._flying + entries)
-        if needed > self._reserved:
-            self._index.reserve(self._log_end, needed - self._log_end + _RESERVE)
-            self._reserved = needed + _RESERVE
 
     # --- durability
 
@@ -234,20 +220,32 @@ class Upper:
         dead, self._dead = self._dead, []
         self._unflushed.shift(len(batch))
         self._flying = len(batch)
+        shorter: SegmentMap | None = None
+        if self._log.is_mostly_history(len(self.segments), _WHILE_OPEN):
+            shorter = self.segments.snapshot()  # the log says just this after the batch
         try:
             await trio.to_thread.run_sync(self._store, batch)
-        except HybridError as error:
+        except BaseException as error:
+            # Nothing is known of the batch; it may be stored once more.
             self._pending[:0] = batch
             self._dead[:0] = dead
             self._unflushed.shift(-len(batch))
-            if not isinstance(error, StorageFullError):
-                self.broken = error
+            if isinstance(error, StorageFailedError):
+                self._break(error)
             raise
         finally:
             self._flying = 0
-        self._freed += self._reclaimer.add(dead)
+        freed = self._reclaimer.add(dead)
+        self._freed += freed
         try:
-            await self._tidy()
+            # First of all: what is in the log must not be applied again.
+            self._unflushed.forget(self._pending, self._log.end)
+            await self._give_back(_PUNCHES + 2 * len(freed))
+            if shorter is not None:
+                await self._shorten(shorter)
+        except StorageFailedError as error:
+            self._break(error)
+            raise
         except HybridError as error:
             # All is safe; only space and old entries are kept for longer.
             logger.warning("%s", error)
@@ -257,58 +255,45 @@ class Upper:
         try:
             self._data.sync()
         except HybridError as error:
-            raise _final(error) from error
-        raw = b"".join(lsmt.pack_entry(*entry) for entry in batch)
-        self._index.write(self._log_end, raw)
-        try:
-            self._index.sync()
-        except HybridError as error:
-            raise _final(error) from error
-        self._log_end += len(raw)
+            raise final(error) from error
+        self._log.append(b"".join(lsmt.pack_entry(*entry) for entry in batch))
 
-    async def _tidy(self) -> None:
-        """After a flush: free space, forget what is stored, shorten the log."""
+    def _break(self, error: HybridError) -> None:
+        self.broken = error
+        self._unflushed.distrust()
+
+    async def _give_back(self, count: int) -> None:
+        """What is free can be used again; what is too much of that is punched."""
         if not self._holds:
             self._pool.add(self._freed)
             self._freed = []
+        budget = min(max(_POOL_BYTES, self._live // 8), _MAX_POOL_BYTES)
         # A few at a time, since others wait for this flush.
-        excess = self._pool.take_excess(max(_POOL_BYTES, self._live // 8), _PUNCHES)
+        excess = self._pool.take_excess(budget, count)
         if excess:
             await trio.to_thread.run_sync(self._punch, excess)
-        self._unflushed.forget(self._pending)
-        if not self._pending and self._is_mostly_history(_WHILE_OPEN):
-            await trio.to_thread.run_sync(self._rewrite_log, self.segments.snapshot())
 
     def _punch(self, freed: list[tuple[int, int]]) -> None:
         for offset, length in freed:
             self._data.punch(offset, length)
 
-    def _rewrite_log(self, segments: lsmt.SegmentMap) -> None:
-        """Make a new log that says what the map says, in the place of the old one."""
-        path = self._index.path
-        new = path.with_name(path.name + ".new")
-        self._storage.remove(new)
-        file = self._storage.create(new)
+    async def _shorten(self, segments: SegmentMap) -> None:
         try:
-            raw = upper_log.pack_map(segments)
-            file.write(0, upper_log.index_header(self.record))
-            file.write(LOG_BEGIN, raw)
-            file.sync()
-            self._storage.replace(new, path)
-            self._storage.sync_directory(path.parent)
+            new = await trio.to_thread.run_sync(self._log.make, segments)
         except HybridError:
-            file.close()
+            self._log.be_patient()
             raise
-        self._index.close()
-        file.path = path
-        self._index = file
-        self._log_end = LOG_BEGIN + len(raw)
-        self._reserved = 0
+        self._exchange_log(new)
+
+    def _exchange_log(self, new: NewLog) -> None:
+        self._unflushed.expect(new.end)
+        self._log.put_in_place(new)
+        self._unflushed.forget(self._pending, self._log.end)
 
     # --- for others that read the files
 
     def hold(self) -> None:
-        """Until ``release``, nothing is punched: somebody reads the data file."""
+        """Until ``release``, nothing that is in use now is freed: somebody reads the data file."""
         self._holds += 1
 
     def release(self) -> None:
@@ -317,19 +302,16 @@ class Upper:
     def resize(self, virtual_size: int) -> None:
         """Set the size of the disk in both headers, durably (spec: lsmt 8.6)."""
         self.record = replace(self.record, virtual_size=virtual_size)
-        for file, header in (
-            (self._data, upper_log.data_header),
-            (self._index, upper_log.index_header),
-        ):
-            # The record lies in one sector, which a disk writes whole.
-            file.write(0, header(self.record))
-            file.sync()
+        # The record lies in one sector, which a disk writes whole.
+        self._data.write(0, upper_log.data_header(self.record))
+        self._data.sync()
+        self._log.set_size(virtual_size)
 
     async def seal(self) -> None:
         """Append index and trailer to the data file, which is then a sealed layer (lsmt 13).
 
         Flushes before, durable after. The layer can go on being written until it is closed: what
-        was appended is garbage then, to which nothing refers.
+        was appended is garbage then, to which nothing refers. Nothing may be written meanwhile.
         """
         await self.flush()
         raw = upper_log.pack_map(self.segments)
@@ -344,46 +326,59 @@ class Upper:
             self.record, flags=flags, index_offset=self._end, index_size=len(raw) // ENTRY_SIZE
         )
         tail = raw.ljust(-(-len(raw) // SECTOR) * SECTOR, b"\0") + lsmt.pack_record(trailer)
-        end = self._end
-        self._data.truncate(end)  # a failed write may have left something longer
+        self._data.truncate(self._end)  # a failed write may have left something longer
+        try:
+            await trio.to_thread.run_sync(self._store_tail, self._end, tail)
+        except StorageFailedError as error:
+            self._break(error)
+            raise
         self._end += len(tail)
-        await trio.to_thread.run_sync(self._store_tail, end, tail)
 
     def _store_tail(self, offset: int, tail: bytes) -> None:
         self._data.write(offset, tail)
         try:
             self._data.sync()
         except HybridError as error:
-            raise _final(error) from error
+            raise final(error) from error
 
     async def aclose(self) -> None:
         """Flush, tidy up, and let go of the files. Raises if the flush fails, after letting go."""
         try:
             await self.flush()
-            # The rest is used again next time: to give back each block would take long.
-            await trio.to_thread.run_sync(self._punch, self._pool.take_long(_MAX_REUSED))
-            if self._is_mostly_history(_AT_REST):
-                await trio.to_thread.run_sync(self._rewrite_log, self.segments.snapshot())
-            # Another program may write to the layer next, and would not look at this file.
-            self._unflushed.remove()
+            await self._tidy_up()
         finally:
             self.close()
+
+    async def _tidy_up(self) -> None:
+        try:
+            # The rest is used again next time: to give back each block would take long.
+            await trio.to_thread.run_sync(self._punch, self._pool.take_long(_MAX_REUSED))
+            if self._log.is_mostly_history(len(self.segments), _AT_REST):
+                await self._shorten(self.segments.snapshot())
+            # Another program may write to the layer next, and would not look at this file.
+            self._unflushed.remove()
+        except StorageFailedError:
+            raise
+        except HybridError as error:
+            logger.warning("%s", error)
 
     def close(self) -> None:
         """Let go of the files as they are. What is not flushed is there at the next opening."""
         self._unflushed.close()
-        self._index.close()
+        self._log.file.close()
         self._data.close()
 
     # --- opening
 
     @classmethod
-    def open(cls, storage: Storage, data: Path, index: Path, boot_id: uuids.UUID) -> Upper:
+    def open(
+        cls, storage: Storage, data: Path, index: Path, boot_id: uuids.UUID, *, hold: bool = False
+    ) -> Upper:
         """Open the two files for writing, and make good what a crash left of them.
 
         Waits for the disk. Raises NotFoundError, PermissionNeededError, BusyError (in use),
         UnsupportedError (a sparse layer) and FormatError. ``boot_id`` is that of the running
-        system (``running_boot``).
+        system (``running_boot``); ``hold``: from the beginning, as ``hold()`` later.
         """
         with ExitStack() as stack:
             data_file = _opened(storage, data, stack)
@@ -398,51 +393,70 @@ class Upper:
             layer = uuids.UUID(record.uuid or lsmt.NO_UUID)
             unflushed = UnflushedFile(storage, unflushed_path(index), boot_id, layer)
             stack.callback(unflushed.close)
-            upper = cls(storage, data_file, index_file, unflushed, record, WritableMap())
+            upper = cls(storage, data_file, index_file, unflushed, record)
+            if hold:
+                upper.hold()
             upper._recover()
             stack.pop_all()
         return upper
 
     def _recover(self) -> None:
-        size = self._index.size()
-        raw = self._index.read(LOG_BEGIN, size - LOG_BEGIN)
-        sectors = self._data.size() // SECTOR
-        dropped = upper_log.replay(raw, self.segments, sectors, str(self._index.path))
-        torn = len(raw) % ENTRY_SIZE
-        self._log_end = size - torn
-        if dropped or torn:
-            logger.warning(
-                "%s: a crash left %d entries without data and %d bytes of another: cut off",
-                self._index.path, dropped, torn,
-            )  # fmt: skip
+        if self._data.size() < self._end:
+            self._data.truncate(self._end)
+        sectors = self._end // SECTOR
+        left = self._unflushed.left
+        base = find_base(left, self._log.file, sectors)
+        replay = Replay(self.segments, sectors, str(self._log.path))
+        self._log.read_into(replay)
         # A writer that died may not have got to it; from here on all of this counts as durable.
         self._data.sync()
-        self._index.sync()
-        # Before what is unflushed goes into the map: the log is only for what is durable.
-        if dropped or torn or self._is_mostly_history(_AT_REST):
-            self._rewrite_log(self.segments.snapshot())
-        self._pending = self._unflushed.left
+        self._log.file.sync()
+        self._storage.sync_directory(self._log.path.parent)
+        self._cut_log(replay)
+        if left is not None and left[0].distrusts_log:
+            self._log.put_in_place(self._log.make(self.segments))
+        if left is not None and base is not None and left[1]:
+            self._pending = left[1]
+            self._unflushed.keep(left[0].first, min(base, self._log.end))
+        else:
+            self._unflushed.clear(self._log.end)
+        if replay.has_holes or self._log.is_mostly_history(len(self.segments), _AT_REST):
+            self._shorten_now()
+        # Only now: the log is for what is durable. What this replaces is found below.
         for start, count, location in self._pending:
-            self._dead += self.segments.put(start, start + count, location)
+            self.segments.put(start, start + count, location)
         if self._pending:
             logger.info("%s: %d unflushed writes are there", self.name, len(self._pending))
         self._reclaim_leftovers()
 
+    def _cut_log(self, replay: Replay) -> None:
+        size = self._log.file.size()
+        if replay.is_cut or size > self._log.end:
+            self._log.cut(replay.kept)
+            logger.warning(
+                "%s: a crash left %d bytes that are of no use: cut off",
+                self._log.path, size - self._log.end,
+            )  # fmt: skip
+
+    def _shorten_now(self) -> None:
+        try:
+            self._exchange_log(self._log.make(self.segments))
+        except StorageFullError as error:
+            self._log.be_patient()
+            logger.warning("%s", error)
+
     def _reclaim_leftovers(self) -> None:
         """What nothing refers to: of writes that a crash cut off, or not freed in time."""
         self._live = SECTOR * sum(found.length for found in self.segments if not found.zeroed)
-        if self._data.used() <= self._live + _SLACK:
+        if not self._pending and self._data.used() <= self._live + _SLACK:
             return
         unused = self.segments.unreferenced(upper_log.DATA_BEGIN, self._end // SECTOR)
         if self._pending:
             self._dead = unused  # with what the pending entries replace
+        elif self._holds:
+            self._freed = self._reclaimer.add(unused)
         else:
             self._pool.add(self._reclaimer.add(unused))
-
-    def _is_mostly_history(self, times: int) -> bool:
-        """Whether the log has more than so many times the entries that it needs."""
-        entries = (self._log_end - LOG_BEGIN) // ENTRY_SIZE
-        return entries > _MIN_HISTORY + times * len(self.segments)
 
 
 def _opened(storage: Storage, path: Path, stack: ExitStack) -> StoredFile:
@@ -458,10 +472,3 @@ def _join(last: Entry, entry: Entry) -> Entry | None:
         return None
     follows = location if location & ZEROED else location + count
     return (start, count + entry[1], location) if follows == entry[2] else None
-
-
-def _final(error: HybridError) -> HybridError:
-    return StorageFailedError(
-        f"{error.message}: what was written last may be lost",
-        hint="nothing more is written; unmount, look at that disk, and mount again",
-    )

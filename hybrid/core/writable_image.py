@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,11 @@ from hybrid.config import load_image_config
 from hybrid.core.image import Image, ImageRequest, open_image
 from hybrid.core.reference import ConfigReference, parse_image
 from hybrid.core.storage import Storage
+from hybrid.core.storage_errors import storage_error
 from hybrid.core.unflushed import running_boot
 from hybrid.core.upper import Upper
-from hybrid.core.upper_directory import (
-    Manifest,
-    UpperDirectory,
-    WritableDisk,
-    destroy,
-    is_upper_directory,
-)
+from hybrid.core.upper_directory import UpperDirectory, WritableDisk, destroy, lock_directory
+from hybrid.core.upper_manifest import Manifest, is_upper_directory
 from hybrid.core.writable import WritableDevice
 from hybrid.errors import UsageError
 
@@ -33,16 +31,9 @@ async def open_over(
     BusyError (in use), and what opening an image raises. A directory made here is removed again.
     """
     image = await open_image(request)
-    made = existed = False
     try:
-        if not is_upper_directory(path):
-            existed = _create(path, image, size, origin or {})
-            made = True
-        directory = UpperDirectory(path)
-        disk = await directory.open(image, request.image)
+        disk = await _open_directory(path, image, request.image, size, origin or {})
     except BaseException:
-        if made:
-            destroy(path, keep_directory=existed)
         await image.aclose()
         raise
     try:
@@ -97,14 +88,47 @@ def grow(disk: WritableDevice, size: int) -> None:
         disk.directory.note(size=size)
 
 
-def _create(path: Path, image: Image, size: int, origin: dict[str, Any]) -> bool:
-    """Whether the directory was there already, empty."""
+async def _open_directory(
+    path: Path, image: Image, name: str, size: int, origin: dict[str, Any]
+) -> WritableDisk:
+    existed, made = make_directory(path), False
+    lock = lock_directory(path)
+    try:
+        if not is_upper_directory(path):
+            _create(path, image, size, origin, lock)
+            made = True
+        return await UpperDirectory(path).open(image, name, lock=lock)
+    except BaseException:
+        if made:
+            destroy(path, keep_directory=True)
+        if not existed:
+            _remove_if_empty(path)
+        os.close(lock)
+        raise
+
+
+def _create(path: Path, image: Image, size: int, origin: dict[str, Any], lock: int) -> None:
     if size and size < image.size:
         raise UsageError(
             f"--size {size} is smaller than the disk of the image, which has {image.size} bytes",
             hint="a disk can only grow",
         )
     manifest = Manifest(image.name, image.digest, image.identity(), size or image.size)
+    UpperDirectory.create(path, replace(manifest, origin=origin), lock=lock)
+
+
+def _remove_if_empty(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+def make_directory(path: Path) -> bool:
+    """Make it if it is not there; whether it was. Raises UsageError (no directory) and others."""
     existed = path.exists()
-    UpperDirectory.create(path, replace(manifest, origin=origin))
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"{path} is no directory") from error
+    except OSError as error:
+        raise storage_error(error, f"cannot make {path}") from error
     return existed

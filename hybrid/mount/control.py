@@ -15,6 +15,7 @@ The socket has mode 0600 in a 0700 directory.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +26,14 @@ import trio
 
 from hybrid.errors import (
     HybridError,
+    SystemSupportError,
     TimeoutExpiredError,
     UnsupportedError,
     decode_error,
     encode_error,
 )
+
+logger = logging.getLogger(__name__)
 
 _MAX_LINE = 64 * 1024  # bytes of a request or answer
 _IDLE_SECONDS = 10.0
@@ -96,6 +100,11 @@ async def _answer(line: bytes, handlers: Mapping[str, Handler]) -> Answer:
         return await handler(request)
     except HybridError as error:
         return {"failure": encode_error(error)}
+    except Exception as error:
+        # The disk is more important than this command.
+        logger.exception("the command %s failed", request["command"])
+        bug = SystemSupportError(f"internal error: {type(error).__name__}: {error}")
+        return {"failure": encode_error(bug)}
 
 
 def _encode(value: Answer) -> bytes:

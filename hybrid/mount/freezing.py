@@ -37,14 +37,17 @@ _MAX_DESCRIPTOR = (1 << 31) - 1
 
 
 @contextlib.contextmanager
-def frozen(mountpoint: Path, seconds: float = _FROZEN_SECONDS) -> Iterator[None]:
+def frozen(
+    mountpoint: Path, seconds: float = _FROZEN_SECONDS, *, device: int | None = None
+) -> Iterator[None]:
     """Within the block the file system at ``mountpoint`` is frozen. Takes root.
 
-    Raises TimeoutExpiredError if the block takes longer than ``seconds``: what was done in it
-    then was not done on a frozen file system. Also PermissionNeededError, BusyError (frozen by
-    somebody else) and UnsupportedError (it cannot be frozen).
+    ``device`` is its number (st_dev); another file system is left alone (BusyError). Raises
+    TimeoutExpiredError if the block takes longer than ``seconds``: what was done in it then was not
+    done on a frozen file system. Also PermissionNeededError, BusyError (frozen by somebody else),
+    UnsupportedError (it cannot be frozen) and SystemSupportError.
     """
-    guard = _Guard(mountpoint, seconds)
+    guard = _Guard(mountpoint, seconds, device)
     try:
         guard.wait_frozen()
         yield
@@ -58,7 +61,7 @@ def frozen(mountpoint: Path, seconds: float = _FROZEN_SECONDS) -> Iterator[None]
 class _Guard:
     """The child, and our end of the pipes to it."""
 
-    def __init__(self, mountpoint: Path, seconds: float) -> None:
+    def __init__(self, mountpoint: Path, seconds: float, device: int | None) -> None:
         self._mountpoint = mountpoint
         self._seconds = seconds
         order_reader, self._order = os.pipe()
@@ -66,7 +69,7 @@ class _Guard:
         self._is_silent = False
         self._pid = os.fork()
         if self._pid == 0:
-            _run_child(mountpoint, order_reader, answer_writer, seconds)
+            _run_child(mountpoint, order_reader, answer_writer, seconds, device)
         os.close(order_reader)
         os.close(answer_writer)
 
@@ -86,6 +89,11 @@ class _Guard:
             os.close(self._answer)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._pid, os.WNOHANG if self._is_silent else 0)
+        if number == errno.ECHILD:
+            _thaw(self._mountpoint)
+            raise SystemSupportError(
+                f"the process that kept {self._mountpoint} frozen was killed", hint="try again"
+            )
         if number:
             raise _too_long(self._mountpoint, self._seconds)
 
@@ -101,7 +109,19 @@ class _Guard:
         return found[0] if found else errno.ECHILD
 
 
-def _run_child(mountpoint: Path, order: int, answer: int, seconds: float) -> None:
+def _thaw(mountpoint: Path) -> None:
+    """Whatever was frozen there must not stay so. It may have been thawed already."""
+    with contextlib.suppress(OSError):
+        directory = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(directory, _FITHAW, 0)
+        finally:
+            os.close(directory)
+
+
+def _run_child(
+    mountpoint: Path, order: int, answer: int, seconds: float, device: int | None
+) -> None:
     """Never returns. Holds nothing of the parent but the pipes."""
     code = 1
     try:
@@ -110,16 +130,20 @@ def _run_child(mountpoint: Path, order: int, answer: int, seconds: float) -> Non
             signal.signal(number, signal.SIG_IGN)
         for first, last in _gaps(order, answer):
             os.closerange(first, last)
-        os.write(answer, bytes([_freeze_until(mountpoint, order, answer, seconds)]))
+        os.write(answer, bytes([_freeze_until(mountpoint, order, answer, seconds, device)]))
         code = 0
     finally:
         os._exit(code)
 
 
-def _freeze_until(mountpoint: Path, order: int, answer: int, seconds: float) -> int:
+def _freeze_until(
+    mountpoint: Path, order: int, answer: int, seconds: float, device: int | None
+) -> int:
     """Freeze, say so, wait for the end of ``order``, thaw. 0, or an errno: it went wrong."""
     try:
         directory = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+        if device not in (None, os.fstat(directory).st_dev):
+            return errno.ENODEV
         fcntl.ioctl(directory, _FIFREEZE, 0)
     except OSError as error:
         return error.errno or errno.EIO
@@ -148,6 +172,8 @@ def _freeze_error(number: int, mountpoint: Path) -> HybridError:
     what = f"cannot freeze the file system at {mountpoint}: {os.strerror(number)}"
     if number in (errno.EPERM, errno.EACCES):
         return PermissionNeededError(what, hint="that takes root")
+    if number == errno.ENODEV:
+        return BusyError(f"{mountpoint} is not mounted any more")
     if number == errno.EBUSY:
         return BusyError(what, hint="somebody else has frozen it")
     if number in (errno.EOPNOTSUPP, errno.ENOTTY):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hybrid.core.upper_directory import locked_checkpoint
-from hybrid.errors import UnsupportedError
+from hybrid.core.checkpoints import locked_checkpoint
+from hybrid.errors import BusyError, UnsupportedError
 from hybrid.mount import control
 from hybrid.mount.freezing import frozen
+from hybrid.mount.mountinfo import MountEntry, read_mountinfo, top_mount
 from hybrid.mount.state import MountRecord
 
-_SECONDS = 25.0
+_SECONDS, _MARGIN = 25.0, 5.0
 """For the server, which has to flush first. The file system is frozen meanwhile."""
 
 
@@ -29,7 +32,9 @@ def frozen_point(record: MountRecord) -> Iterator[dict[str, Any]]:
     check_writable(record)
     with locked_checkpoint(Path(record.upper)) as lock:
         with _still(record):
-            answer = control.order(record.control, "checkpoint", _SECONDS, lock=str(lock))
+            answer = control.order(
+                record.control, "checkpoint", _SECONDS, lock=str(lock), deadline=_deadline()
+            )
         yield answer["point"]
 
 
@@ -40,8 +45,21 @@ def snapshot(record: MountRecord) -> Path:
     """
     check_writable(record)
     with _still(record):
-        answer = control.order(record.control, "snapshot", _SECONDS)
+        answer = control.order(record.control, "snapshot", _SECONDS, deadline=_deadline())
     return Path(answer["sealed"])
+
+
+def _number(entry: MountEntry) -> int | None:
+    """What stat(2) calls the device of a mount; btrfs has others there than in the table."""
+    if entry.fstype == "btrfs":
+        return None
+    major, _, minor = entry.device.partition(":")
+    return os.makedev(int(major), int(minor))
+
+
+def _deadline() -> float:
+    """Of the monotonic clock: what the server does later does not count any more."""
+    return time.monotonic() + _SECONDS - _MARGIN
 
 
 def check_writable(record: MountRecord) -> None:
@@ -55,4 +73,10 @@ def check_writable(record: MountRecord) -> None:
 def _still(record: MountRecord) -> contextlib.AbstractContextManager[None]:
     if not record.mountpoint:
         return contextlib.nullcontext()
-    return frozen(Path(record.mountpoint))
+    entry = top_mount(read_mountinfo(), record.mountpoint)
+    if entry is None or entry.source != record.source:
+        raise BusyError(
+            f"{record.mountpoint} is not mounted any more, or covered by another mount",
+            hint="commit the directory of changes once the mount has ended",
+        )
+    return frozen(Path(record.mountpoint), device=_number(entry))

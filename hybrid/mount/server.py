@@ -220,10 +220,12 @@ class MountServer:
         return {"stopping": True}
 
     async def _checkpoint(self, request: control.Answer) -> control.Answer:
-        return {"point": await self._disk().checkpoint(Path(str(request.get("lock"))))}
+        lock, deadline = Path(str(request.get("lock"))), float(request.get("deadline", "inf"))
+        return {"point": await self._disk().checkpoint(lock, deadline)}
 
     async def _snapshot(self, request: control.Answer) -> control.Answer:
-        return {"sealed": str(await self._disk().snapshot())}
+        deadline = float(request.get("deadline", "inf"))
+        return {"sealed": str(await self._disk().snapshot(deadline))}
 
     def _disk(self) -> WritableDisk:
         if isinstance(self._device, WritableDisk):

@@ -21,12 +21,13 @@ from hybrid.build.changes import ChangeSet, directory_changes
 from hybrid.build.commit import commit_layer
 from hybrid.build.layer_file import Watcher, WrittenLayer
 from hybrid.config import load_global_config
+from hybrid.core.checkpoints import locked_checkpoint
 from hybrid.core.disk import LayeredDevice
 from hybrid.core.image import ImageRequest, open_image
 from hybrid.core.opening import open_layer
 from hybrid.core.output_file import output_file
 from hybrid.core.source import FileSource
-from hybrid.core.upper_directory import WritableDisk, locked_checkpoint
+from hybrid.core.upper_directory import WritableDisk
 from hybrid.errors import BusyError, FormatError, NotFoundError
 
 SIZE = 4 << 20

@@ -16,6 +16,7 @@ import pytest
 import trio
 from support.crash_storage import Fate, Log, Op, RecordingStorage, Replay
 
+from hybrid.core import index_log
 from hybrid.core import upper as upper_module
 from hybrid.core.device import SECTOR
 from hybrid.core.storage import Storage
@@ -102,7 +103,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch, pool: int = 0) -> None:
     ``pool``: bytes of free space that are kept to be used again rather than punched.
     """
     monkeypatch.setattr(upper_module, "_POOL_BYTES", pool)
-    monkeypatch.setattr(upper_module, "_MIN_HISTORY", 8)
+    monkeypatch.setattr(index_log, "_MIN_HISTORY", 8)
     monkeypatch.setattr(upper_module, "_WHILE_OPEN", 0)
     monkeypatch.setattr(upper_module, "_SLACK", 0)
 
@@ -276,11 +277,8 @@ async def test_an_index_before_its_data_is_seen(
     memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def store(self: Upper, batch: list[tuple[int, int, int]]) -> None:
-        raw = b"".join(upper_module.lsmt.pack_entry(*entry) for entry in batch)
-        self._index.write(self._log_end, raw)
-        self._index.sync()
+        self._log.append(b"".join(upper_module.lsmt.pack_entry(*entry) for entry in batch))
         self._data.sync()
-        self._log_end += len(raw)
 
     with pytest.raises(AssertionError):
         await broken_workload(memory_path, monkeypatch, "_store", store)
@@ -292,8 +290,8 @@ async def test_a_flush_without_synchronising_is_seen(
     def store(self: Upper, batch: list[tuple[int, int, int]]) -> None:
         raw = b"".join(upper_module.lsmt.pack_entry(*entry) for entry in batch)
         self._data.sync()
-        self._index.write(self._log_end, raw)
-        self._log_end += len(raw)
+        self._log.file.write(self._log.end, raw)
+        self._log.end += len(raw)
 
     with pytest.raises(AssertionError):
         await broken_workload(memory_path, monkeypatch, "_store", store)

@@ -18,21 +18,15 @@ from support.crash_storage import Fate, RecordingStorage, Replay
 
 from hybrid.core import upper as upper_module
 from hybrid.core import upper_directory
+from hybrid.core.checkpoints import locked_checkpoint
 from hybrid.core.device import SECTOR
 from hybrid.core.disk import LayeredDevice
 from hybrid.core.lsmt import MAX_LAYERS
 from hybrid.core.pair import open_pair
 from hybrid.core.storage import Storage
 from hybrid.core.unflushed import running_boot
-from hybrid.core.upper_directory import (
-    MANIFEST,
-    Manifest,
-    UpperDirectory,
-    WritableDisk,
-    destroy,
-    is_upper_directory,
-    locked_checkpoint,
-)
+from hybrid.core.upper_directory import UpperDirectory, WritableDisk, destroy
+from hybrid.core.upper_manifest import MANIFEST, Manifest, is_upper_directory
 from hybrid.errors import (
     BusyError,
     FormatError,
@@ -44,6 +38,7 @@ from hybrid.errors import (
 )
 
 SIZE = 128 * SECTOR
+OLD, HELD = f"checkpoint-{'0' * 16}", f"checkpoint-{'1' * 16}"
 MANIFEST_OF_NOTHING = Manifest("image", "", "", SIZE)
 
 
@@ -135,7 +130,7 @@ def test_a_damaged_manifest_is_an_error(memory_path: Path, text: str) -> None:
         UpperDirectory(memory_path)
 
 
-@pytest.mark.parametrize("name", ["../data", "/etc/passwd", "", "..", "a/b"])
+@pytest.mark.parametrize("name", ["../data", "/etc/passwd", "", "..", "a/b", "mine"])
 def test_files_elsewhere_are_refused(memory_path: Path, name: str) -> None:
     UpperDirectory.create(memory_path, MANIFEST_OF_NOTHING)
     found = json.loads((memory_path / MANIFEST).read_text())
@@ -207,7 +202,7 @@ async def test_a_snapshot_that_fails_changes_nothing(
             raise StorageFullError("no space")
 
         with monkeypatch.context() as patch:
-            patch.setattr(upper_directory, "write_manifest", full)
+            patch.setattr(upper_directory, "place_manifest", full)
             with pytest.raises(StorageFullError):
                 await disk.snapshot()
         put(disk, 1, b"b" * SECTOR)
@@ -313,12 +308,12 @@ async def test_checkpoints_are_files_of_the_directory(memory_path: Path) -> None
 
 async def test_what_a_dead_process_left_is_removed(memory_path: Path) -> None:
     UpperDirectory.create(memory_path, MANIFEST_OF_NOTHING)
-    for name in ("checkpoint-old", "data-7", "index-7", "upper.json.new", "mine"):
+    for name in (OLD, "data-7", "index-7", "upper.json.new", "mine"):
         (memory_path / name).write_text("x")
-    held = os.open(memory_path / "checkpoint-held", os.O_RDWR | os.O_CREAT)
+    held = os.open(memory_path / HELD, os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)
     async with opened(memory_path):
         found = names_in(memory_path)
     os.close(held)
-    assert {"checkpoint-held", "mine"} <= set(found)
-    assert not {"checkpoint-old", "data-7", "index-7", "upper.json.new"} & set(found)
+    assert {HELD, "mine"} <= set(found)
+    assert not {OLD, "data-7", "index-7", "upper.json.new"} & set(found)

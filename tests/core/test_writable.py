@@ -320,6 +320,10 @@ async def test_a_failed_synchronisation_is_final(
     assert disk.pread_nowait(0, SECTOR) == b"x" * SECTOR
     with pytest.raises(StorageFailedError):
         await disk.aclose()
+    # Opened again, it is as of the last flush: what the kernel shows may not be what the disk has.
+    disk = await reopened(memory_path)
+    assert disk.pread_nowait(0, SECTOR) == content_below()[:SECTOR]
+    await disk.aclose()
 
 
 async def test_no_space_for_the_log_can_be_made_good(

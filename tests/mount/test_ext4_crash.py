@@ -20,7 +20,8 @@ import trio
 from support.crash_storage import Fate, Log, Replay
 from support.mounting import MIB, ImageMaker, MountBench
 
-from hybrid.core.upper_directory import Manifest, UpperDirectory
+from hybrid.core.upper_directory import UpperDirectory
+from hybrid.core.upper_manifest import Manifest
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 

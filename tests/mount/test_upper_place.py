@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.core.upper_directory import Manifest, UpperDirectory
+from hybrid.core.upper_directory import UpperDirectory
+from hybrid.core.upper_manifest import Manifest
 from hybrid.errors import BusyError, UsageError
 from hybrid.mount.changes import Changes
 from hybrid.mount.upper_place import UpperPlace, data_root, plan_changes

@@ -17,7 +17,7 @@ from hybrid.cli.layer.stacks import open_one
 from hybrid.cli.packing import check_tag, check_uuid, packing_options, warn_of_large_blocks
 from hybrid.core.disk import LayeredDevice
 from hybrid.core.pair import open_pair
-from hybrid.core.upper_directory import is_upper_directory
+from hybrid.core.upper_manifest import is_upper_directory
 
 
 @click.command("commit")

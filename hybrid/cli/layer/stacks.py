@@ -15,7 +15,8 @@ from hybrid.core.layer import Layer
 from hybrid.core.opening import open_layer
 from hybrid.core.pair import is_pair, open_pair
 from hybrid.core.source import FileSource
-from hybrid.core.upper_directory import UpperDirectory, is_upper_directory, open_sealed
+from hybrid.core.upper_directory import UpperDirectory, open_sealed
+from hybrid.core.upper_manifest import is_upper_directory
 from hybrid.errors import UsageError
 
 LAYERS = click.argument(
