@@ -233,7 +233,9 @@ def to_sectors(blocks: Runs, geometry: Geometry) -> Runs:
 def _check_features(block: bytes, incompat: int, ro_compat: int) -> None:
     state = _u16(block, 58)
     if incompat & _INCOMPAT_RECOVER:
-        raise CannotTellError("its journal was not replayed: it was not unmounted")
+        raise CannotTellError(
+            "its journal was not replayed; mount it with --rw and unmount it, so that it is"
+        )
     if not state & _CLEAN or state & _ERRORS:
         raise CannotTellError("it was not unmounted cleanly, or has errors")
     if ro_compat & _RO_BIGALLOC:
