@@ -116,7 +116,7 @@ def test_hostile_journal_inodes(inode: bytes, plausible: bool) -> None:
         block[32:36] = (0x80000).to_bytes(4, "little")
         block[40:48] = b"\x0a\xf3\1\0\4\0\0\0"
         block[52:56] = bytes(4)
-    geometry = Geometry(4096, 1000, 0, 32768, 1, 64, 0, True, None, None, False, b"")
+    geometry = Geometry(4096, 1000, 0, 32768, 1, 64, 0, True, None, None, False)
     for first, end in ext4_journal.journal_extents(block, geometry):
         assert 0 < first < end <= 1000
 
