@@ -28,6 +28,8 @@ from hybrid.core.zfile import ZFileWriter
 
 PIECE_BYTES = 1 << 20
 """What each thread is given at a time."""
+MAX_PIECE_BYTES = 8 << 20
+"""What all of them are given: some six of these are in memory."""
 _WAITING = 2
 _HASH_BYTES = 1 << 20
 
@@ -82,7 +84,7 @@ class _Job:
         self._file = file
         self._wrapping = wrapping
         self._writer: ZFileWriter | None = None
-        self._piece_bytes = PIECE_BYTES * wrapping.threads
+        self._piece_bytes = min(PIECE_BYTES * wrapping.threads, MAX_PIECE_BYTES)
         if wrapping.compress != "none":
             self._writer = new_zfile_writer(wrapping)
 

@@ -52,7 +52,6 @@ MAX_GROUPS = 1 << 21
 
 _MAGIC = 0xEF53
 _CLEAN, _ERRORS = 1, 2
-_COMPAT_HAS_JOURNAL = 0x4
 _COMPAT_SPARSE_SUPER2 = 0x200
 _INCOMPAT_RECOVER = 0x4
 _INCOMPAT_JOURNAL_DEVICE = 0x8
@@ -97,7 +96,6 @@ class Geometry:
     checksum_seed: int | None
     """None: there are no checksums."""
     may_lack_bitmaps: bool
-    uuid: bytes
 
     @property
     def groups(self) -> int:
@@ -168,7 +166,6 @@ def parse_superblock(raw: Buffer) -> Geometry:
         ),
         checksum_seed=_checksum_seed(block, incompat, ro_compat),
         may_lack_bitmaps=bool(ro_compat & (_RO_GDT_CSUM | _RO_METADATA_CSUM)),
-        uuid=block[104:120],
     )
     _check_geometry(geometry)
     return geometry
@@ -233,7 +230,9 @@ def to_sectors(blocks: Runs, geometry: Geometry) -> Runs:
 def _check_features(block: bytes, incompat: int, ro_compat: int) -> None:
     state = _u16(block, 58)
     if incompat & _INCOMPAT_RECOVER:
-        raise CannotTellError("its journal was not replayed: it was not unmounted")
+        raise CannotTellError(
+            "its journal was not replayed; mount it with --rw and unmount it, so that it is"
+        )
     if not state & _CLEAN or state & _ERRORS:
         raise CannotTellError("it was not unmounted cleanly, or has errors")
     if ro_compat & _RO_BIGALLOC:

@@ -19,7 +19,8 @@ from hybrid.build.compact import (
 )
 from hybrid.build.runs import Runs
 from hybrid.core.device import SECTOR
-from hybrid.errors import UsageError
+from hybrid.core.zfile import MAX_BLOCKS
+from hybrid.errors import UnsupportedError, UsageError
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ async def make_layer(job: LayerJob, file: BinaryIO, watcher: Watcher | None = No
     plan = await plan_layer(
         job.stack, job.size, below=job.below, free=job.free, advance=watcher.begin("reading", total)
     )
+    _check_blocks(plan.data_bytes, job)
     uuid = job.text.uuid or plan.derive_uuid(job.text)
     text = LayerText(uuid.upper(), job.text.parent_uuid, job.text.parent, job.text.user_tag)
     produce = _producer(job.stack, plan, text, watcher.begin("writing", plan.data_bytes))
@@ -100,6 +102,17 @@ async def make_layer(job: LayerJob, file: BinaryIO, watcher: Watcher | None = No
         plan.data_bytes,
         plan.zeros.sectors() * SECTOR,
     )
+
+
+def _check_blocks(data_bytes: int, job: LayerJob) -> None:
+    """Refuse before anything is written what could not be read again."""
+    wrapping = job.wrapping
+    if wrapping.compress != "none" and data_bytes > MAX_BLOCKS * wrapping.block_size:
+        raise UnsupportedError(
+            f"{job.stack.name} has {data_bytes} bytes of data, too many for one layer with blocks "
+            f"of {wrapping.block_size} bytes",
+            hint="use larger blocks, with --block-size",
+        )
 
 
 def _producer(

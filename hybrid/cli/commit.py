@@ -27,7 +27,7 @@ from hybrid.core.image import ImageRequest, open_image
 from hybrid.core.output_file import output_file
 from hybrid.core.upper_directory import UpperDirectory
 from hybrid.core.upper_manifest import is_upper_directory
-from hybrid.errors import UsageError
+from hybrid.errors import UnsupportedError, UsageError
 from hybrid.mount.filesystems import detect
 from hybrid.mount.live_point import check_writable, frozen_point
 from hybrid.mount.origin import ImageOrigin
@@ -108,6 +108,11 @@ def _changes_of(target: str) -> Iterator[ChangeSet]:
             yield changes
     else:
         record = find_target(target)
+        if record.upper and Path(record.upper).is_file():
+            raise UnsupportedError(
+                f"{target} keeps its changes in the upper that {record.upper} names",
+                hint="unmount it, and name that file",
+            )
         check_writable(record)
         with frozen_point(record) as point:
             manifest = UpperDirectory(Path(record.upper)).manifest

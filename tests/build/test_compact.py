@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from support.build_lsmt import paint
 from support.builders import SECTOR, ModelLayer, Write, model_merge
 from support.stacks import PLAIN, made, open_models, unwrapped, write_pair
 
-from hybrid.build import compact
+from hybrid.build import compact, layer_file
 from hybrid.build.blob_writer import Wrapping
 from hybrid.build.compact import Below, LayerText
 from hybrid.build.runs import Runs
@@ -201,18 +202,20 @@ def test_uuids(tmp_path: Path) -> None:
     assert header["user_tag"].rstrip(b"\0") == b"tag"
 
 
-def test_pairs_give_what_layers_give(tmp_path: Path) -> None:
-    found = (Write(3, b"x" * SECTOR * 30), Write(8, 8), Write(100, b"\0" * SECTOR * 16))
+@given(writes())
+def test_pairs_give_what_layers_give(found: tuple[Write, ...]) -> None:
+    """An append-only writable layer, as another implementation writes it."""
 
-    async def opened() -> LayeredDevice:
+    async def opened(directory: Path) -> LayeredDevice:
         async with AsyncExitStack() as stack:
-            device = await write_pair(tmp_path, found, SIZE).open(stack)
+            device = await write_pair(directory, found, SIZE).open(stack)
             stack.pop_all()
             return device
 
-    device = trio.run(opened)
-    assert made(device)[1] == compacted([ModelLayer(found, SIZE)])
-    trio.run(device.aclose)
+    with tempfile.TemporaryDirectory() as name:
+        device = trio.run(opened, Path(name))
+        assert made(device)[1] == compacted([ModelLayer(found, SIZE)])
+        trio.run(device.aclose)
 
 
 def test_the_digest_is_that_of_the_file() -> None:
@@ -243,6 +246,16 @@ def test_data_that_changes_is_noticed() -> None:
 
     with pytest.raises(BusyError, match="restless was changed while it was read"):
         made(trio.run(opened))
+
+
+def test_too_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_file, "MAX_BLOCKS", 2)
+    layers = [ModelLayer((Write(0, b"a" * 3 * 4096),), SIZE)]
+    compacted(layers)
+    compacted(layers, Wrapping(block_size=8192))
+    with pytest.raises(UnsupportedError, match="12288 bytes of data") as caught:
+        compacted(layers, Wrapping())
+    assert "--block-size" in caught.value.hint
 
 
 def test_too_many_segments(monkeypatch: pytest.MonkeyPatch) -> None:

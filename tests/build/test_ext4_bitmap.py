@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import ext4_images
 
-from hybrid.build.ext4_bitmap import CannotTellError
+from hybrid.build import ext4_journal
+from hybrid.build.ext4_bitmap import CannotTellError, Geometry
 from hybrid.build.free_space import find_free_space
 from hybrid.build.runs import Runs
 from hybrid.core.device import SECTOR
@@ -78,6 +79,7 @@ def test_free_blocks_are_those_of_dumpe2fs(shape: str, tmp_path: Path) -> None:
         if seed is not None:
             used_up(path, seed)
         wanted = Runs(sorted(ext4_images.free_sectors(path)))
+        wanted = wanted.union(Runs(sorted(ext4_images.journal_sectors(path))))
         found = found_in(path)
         assert found == wanted
         assert found
@@ -89,6 +91,34 @@ def test_its_ancestors(kind: str, tmp_path: Path) -> None:
     path = ext4_images.make(tmp_path / "disk", kind=kind)
     used_up(path, 2)
     assert found_in(path) == Runs(sorted(ext4_images.free_sectors(path)))
+
+
+def test_a_journal_that_is_needed(tmp_path: Path) -> None:
+    """A file system that is clean by its own account, with a log that begins somewhere."""
+    path = ext4_images.make(tmp_path / "disk", "-b 4096")
+    (first, _), *_ = sorted(ext4_images.journal_sectors(path))
+    free = Runs(sorted(ext4_images.free_sectors(path)))
+    disk = bytearray(path.read_bytes())
+    superblock = first * SECTOR - 4096
+    assert disk[superblock : superblock + 4] == b"\xc0\x3b\x39\x98"
+    for offset, value in ((28, b"\0\0\0\1"), (0, b"\0"), (4, b"\0\0\0\3")):
+        changed = disk[:]
+        changed[superblock + offset : superblock + offset + len(value)] = value
+        path.write_bytes(changed)
+        assert found_in(path) == free
+
+
+@given(st.binary(min_size=128, max_size=128), st.booleans())
+def test_hostile_journal_inodes(inode: bytes, plausible: bool) -> None:
+    block = bytearray(inode)
+    if plausible:
+        block[0:2] = (0x8180).to_bytes(2, "little")
+        block[32:36] = (0x80000).to_bytes(4, "little")
+        block[40:48] = b"\x0a\xf3\1\0\4\0\0\0"
+        block[52:56] = bytes(4)
+    geometry = Geometry(4096, 1000, 0, 32768, 1, 64, 0, True, None, None, False)
+    for first, end in ext4_journal.journal_extents(block, geometry):
+        assert 0 < first < end <= 1000
 
 
 def test_what_it_does_not_understand(tmp_path: Path) -> None:

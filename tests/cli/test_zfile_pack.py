@@ -59,9 +59,7 @@ def test_pipes_fill_blocks(size: int, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    with spawn(
-        "zfile", "pack", "-o", tmp_path / "out", stdin=subprocess.PIPE, cwd=tmp_path
-    ) as process:
+    with spawn("zfile", "pack", "-o", tmp_path / "out", stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.write("x" * 100_000)
         process.stdin.flush()

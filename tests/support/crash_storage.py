@@ -45,6 +45,7 @@ class Op:
     file: int = 0
     """Number of the file, by when it was first seen."""
     offset: int = 0
+    """Of a sync: how many steps were done when it began."""
     length: int = 0
     data: bytes = b""
     name: str = ""
@@ -77,8 +78,10 @@ class RecordingFile(StoredFile):
         self._log.add(Op("write", self._number, offset, len(data), bytes(data)))
 
     def sync(self) -> None:
+        # As of its begin: what another thread writes meanwhile may not be covered.
+        covered = len(self._log.ops)
         super().sync()
-        self._log.add(Op("sync", self._number))
+        self._log.add(Op("sync", self._number, covered))
 
     def punch(self, offset: int, length: int) -> None:
         super().punch(offset, length)
@@ -101,8 +104,8 @@ class RecordingStorage(Storage):
             self.log.begin[path.name] = path.read_bytes()
             self._number(path)
 
-    def create(self, path: Path) -> StoredFile:
-        file = super().create(path)
+    def create(self, path: Path, *, like: StoredFile | None = None) -> StoredFile:
+        file = super().create(path, like=like)
         self._numbers.pop(path.stat().st_ino, None)
         self.log.add(Op("create", self._number(path), name=self._name(path)))
         return self._recording(file)
@@ -181,12 +184,12 @@ class Replay:
     def _files(self, ops: list[Op], fate: Fate, dice: random.Random) -> dict[int, bytearray]:
         files = {n: bytearray(content) for n, content in enumerate(self._log.begin.values())}
         synced: dict[int, int] = {}
-        for position, op in enumerate(ops):
+        for op in ops:
             if op.what == "sync":
-                synced[op.file] = position
+                synced[op.file] = max(synced.get(op.file, 0), op.offset)
         for position, op in enumerate(ops):
             if op.what in ("write", "punch", "truncate"):
-                durable = position < synced.get(op.file, -1)
+                durable = position < synced.get(op.file, 0)
                 content = files.setdefault(op.file, bytearray())
                 _apply(content, op, None if durable else fate, dice)
             elif op.what == "create":

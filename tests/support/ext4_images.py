@@ -40,6 +40,23 @@ def free_sectors(path: Path) -> set[tuple[int, int]]:
     return found
 
 
+def journal_sectors(path: Path) -> set[tuple[int, int]]:
+    """All of the journal but its first block, by debugfs; none unless its inode has room for all
+    of its extents."""
+    text = run("dumpe2fs", "-h", path)
+    if "has_journal" not in text:
+        return set()
+    factor = int(re.findall(r"^Block size: +(\d+)$", text, re.M)[0]) // 512
+    _, _, listed = run("debugfs", "-R", "stat <8>", path).partition("EXTENTS:\n")
+    extents = re.findall(r"\((\d+)(?:-\d+)?\):(\d+)(?:-(\d+))?", listed)
+    if "ETB" in listed:
+        return set()
+    return {
+        ((int(start) + (first == "0")) * factor, (int(end or start) + 1) * factor)
+        for first, start, end in extents
+    }
+
+
 def check(path: Path) -> None:
     """e2fsck finds nothing."""
     run("e2fsck", "-fn", path)

@@ -15,7 +15,7 @@ from hybrid.core.layer import Layer
 from hybrid.core.opening import open_layer
 from hybrid.core.pair import is_pair, open_pair
 from hybrid.core.source import FileSource
-from hybrid.core.upper_directory import UpperDirectory, open_sealed
+from hybrid.core.upper_directory import UpperDirectory, exclusive, open_sealed
 from hybrid.core.upper_manifest import is_upper_directory
 from hybrid.errors import UsageError
 
@@ -48,12 +48,16 @@ async def open_stack(layers: tuple[Path, ...], stack: AsyncExitStack) -> Layered
 
 
 async def open_one(path: Path, stack: AsyncExitStack) -> list[Layer]:
-    """The layers that one argument stands for; the stack closes them."""
+    """The layers that one argument stands for; the stack closes them.
+
+    Raises BusyError for a writable layer that is in use: its data moves.
+    """
     pair = split_pair(path)
     found: list[Layer]
     if pair is not None:
-        found = [open_pair(*pair)]
+        found = [open_pair(*pair, lock=True)]
     elif is_upper_directory(path):
+        stack.enter_context(exclusive(path))
         directory = UpperDirectory(path)
         found = [await open_sealed(sealed) for sealed in directory.sealed]
         found.append(open_pair(directory.data, directory.index))
