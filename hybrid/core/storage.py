@@ -188,7 +188,8 @@ class Storage:
             descriptor = os.open(path, flags, 0o600)
         except OSError as error:
             raise storage_error(error, f"cannot open {path}") from error
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             os.close(descriptor)
-            raise FormatError(f"{path} is not a regular file")
+            raise FormatError(f"{path} is neither a regular file nor a block device")
         return StoredFile(path, descriptor)

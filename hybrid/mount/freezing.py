@@ -48,8 +48,8 @@ def frozen(
     UnsupportedError (it cannot be frozen) and SystemSupportError.
     """
     guard = _Guard(mountpoint, seconds, device)
+    guard.wait_frozen()
     try:
-        guard.wait_frozen()
         yield
     except BaseException:
         with contextlib.suppress(HybridError):
@@ -74,21 +74,22 @@ class _Guard:
         os.close(answer_writer)
 
     def wait_frozen(self) -> None:
-        number = self._read_answer(_WRITE_BACK_SECONDS)
+        """Raises what is told in ``frozen``; then nothing is frozen by us, nor will be for long."""
+        try:
+            number = self._read_answer(_WRITE_BACK_SECONDS)
+        except BaseException:
+            with contextlib.suppress(HybridError):
+                self._end()
+            raise
         if number:
+            self._end()
+            if number == errno.ECHILD:
+                _thaw(self._mountpoint)
             raise _freeze_error(number, self._mountpoint)
 
     def thaw(self) -> None:
-        # A word, not only an end: children of ours may have inherited this end of the pipe.
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._order, b"thaw")
-        os.close(self._order)
-        try:
-            number = self._read_answer(self._seconds + 5)
-        finally:
-            os.close(self._answer)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, os.WNOHANG if self._is_silent else 0)
+        """Raises TimeoutExpiredError if it was not frozen until now, and SystemSupportError."""
+        number = self._end()
         if number == errno.ECHILD:
             _thaw(self._mountpoint)
             raise SystemSupportError(
@@ -96,6 +97,18 @@ class _Guard:
             )
         if number:
             raise _too_long(self._mountpoint, self._seconds)
+
+    def _end(self) -> int:
+        # A word, not only an end: children of ours may have inherited this end of the pipe.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._order, b"thaw")
+        os.close(self._order)
+        try:
+            return self._read_answer(self._seconds + 5)
+        finally:
+            os.close(self._answer)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, os.WNOHANG if self._is_silent else 0)
 
     def _read_answer(self, seconds: float) -> int:
         """One byte: 0, or an errno; ECHILD if the child is gone without one."""

@@ -16,7 +16,7 @@ from support.builders import parse_tar, parse_zfile
 from support.commands import fail, run, spawn, succeed, succeed_json
 from support.mounting import poll_until
 
-from hybrid.errors import NotFoundError, UsageError
+from hybrid.errors import FormatError, NotFoundError, UsageError
 
 TEXT = "zfile/plain/text1m"
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_packed(tmp_path: Path) -> None:
         UsageError.exit_code, "zfile", "pack", golden.tree() / TEXT, "-o", out, "--compress", "none"
     )
     fail(NotFoundError.exit_code, "zfile", "pack", tmp_path / "no", "-o", out)
-    fail(10, "zfile", "pack", tmp_path, "-o", out)
+    fail(FormatError.exit_code, "zfile", "pack", tmp_path, "-o", out)
     assert not out.exists()
     done = run("zfile", "pack", golden.tree() / TEXT, "-o", out, "--block-size", "64k")
     assert "32k is safe" in done.stderr

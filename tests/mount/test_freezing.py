@@ -129,6 +129,29 @@ def test_frozen_already(mounted: Path) -> None:
     poll_until(lambda: is_writable(mounted, 1), "the thaw")
 
 
+@needs_root
+def test_the_death_of_the_guard_thaws(mounted: Path) -> None:
+    before = children()
+    with pytest.raises(SystemSupportError, match="was killed"), frozen(mounted):
+        (guard,) = children() - before
+        os.kill(guard, signal.SIGKILL)
+    assert is_writable(mounted, 5)
+
+
+@needs_root
+def test_another_file_system_is_left_alone(mounted: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path.stat().st_dev
+    with pytest.raises(BusyError, match="not mounted any more"), frozen(mounted, device=elsewhere):
+        pass
+    with frozen(mounted, device=mounted.stat().st_dev):
+        pass
+
+
+def children() -> set[int]:
+    found = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
+    return {int(word) for word in found.split()}
+
+
 def test_what_cannot_be_frozen(tmp_path: Path) -> None:
     expected = (UnsupportedError, PermissionNeededError)
     with pytest.raises(expected), frozen(Path("/proc")):
