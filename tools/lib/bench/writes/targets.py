@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from layers import write_config, write_layer
+
 from bench.images import hybrid_state, start_image
 from bench.targets import Target
 from hybrid.block import names
 from hybrid.fuse.loop import attach_loop
-from layers import write_config, write_layer
 
 DISK_SIZE = 320 << 20
 _CHUNK = bytes(1 << 20)
