@@ -91,7 +91,7 @@ class Image:
             self._hybrid("umount", record["id"])
 
     def _hybrid(self, *words: str) -> str:
-        # Not run_hybrid: what is said about servers that were killed is of interest on failure only.
+        # Not run_hybrid: what is said about servers that were killed matters on failure only.
         return subprocess.run(
             [*HYBRID, *words],
             check=True,
