@@ -18,6 +18,7 @@ from bench.profiles import show_fuse_server, show_profiles, show_read_path
 from bench.small import measure_small
 from bench.table import Results, aims, json_results, text_table
 from bench.targets import all_targets
+from bench.writes.__main__ import main as write_main
 
 
 def main() -> None:
@@ -35,8 +36,19 @@ def main() -> None:
     options.add_argument(
         "--apply", action="store_true", help="tar layers applied to ext4, against `tar x`"
     )
-    arguments = options.parse_args()
+    options.add_argument(
+        "--write", action="store_true", help="writing to an image, against a raw file"
+    )
+    arguments, rest = options.parse_known_args()
+    if rest and not arguments.write:
+        options.error(f"unrecognized arguments: {' '.join(rest)}")
     warn_if_busy()
+    if arguments.write:
+        words = [word for word in sys.argv[1:] if word not in ("--guest", "--write")]
+        if arguments.guest:
+            run_in_guest(words, "bench.writes")
+        write_main(words)
+        return
     if arguments.commit:
         from bench.commit import show_commit  # it runs itself as a program, too
 

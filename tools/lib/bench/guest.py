@@ -19,13 +19,13 @@ _SECONDS = 2400
 _PASSED_ON = ("XDG_CACHE_HOME",)
 
 
-def run_in_guest(arguments: Sequence[str]) -> NoReturn:
-    """Become tools/vm, which runs ``python -m bench.modes ARGUMENTS``."""
+def run_in_guest(arguments: Sequence[str], program: str = "bench.modes") -> NoReturn:
+    """Become tools/vm, which runs ``python -m PROGRAM ARGUMENTS``."""
     data = kept_data()
     # Python is slow in the guest, and what it compiles there is lost.
     compileall.compile_dir(_LIBRARY, quiet=2)
     command = shlex.join(
-        ["env", f"PYTHONPATH={_LIBRARY}", sys.executable, "-m", "bench.modes", *arguments]
+        ["env", f"PYTHONPATH={_LIBRARY}", sys.executable, "-m", program, *arguments]
     )
     # Shared, since the guest sees no directories below /tmp and the like.
     options = ["--timeout", str(_SECONDS), "--out", str(data)]

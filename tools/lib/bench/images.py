@@ -35,9 +35,11 @@ def hybrid_state() -> Iterator[dict[str, str]]:
                 run_hybrid(["umount", mount["id"]], environment)
 
 
-def start_image(config: Path, environment: Mapping[str, str], mode: str) -> tuple[Path, int]:
+def start_image(
+    config: Path, environment: Mapping[str, str], mode: str, *options: str
+) -> tuple[Path, int]:
     """`hybrid mount --no-mount` of an image; the file or block device, and the server's pid."""
-    arguments = ["mount", "--mode", mode, "--no-mount", "--json", str(config)]
+    arguments = ["mount", "--mode", mode, "--no-mount", "--json", *options, str(config)]
     mount = json.loads(run_hybrid(arguments, environment))
     return Path(mount["file"]), mount["pid"]
 
