@@ -147,7 +147,7 @@ class _Job:
 
 def new_zfile_writer(wrapping: Wrapping) -> ZFileWriter:
     """The encoder for a wrapping. Raises ValueError for what the format does not have."""
-    return ZFileWriter(wrapping.compress, wrapping.block_size)
+    return ZFileWriter(wrapping.compress, wrapping.block_size, threads=wrapping.threads)
 
 
 def _digest(file: BinaryIO) -> str:

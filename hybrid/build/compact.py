@@ -50,8 +50,6 @@ class Stack(Protocol):
     name: str
     segments: SegmentMap
 
-    def pread_nowait(self, offset: int, length: int) -> Buffer | None: ...
-
     async def pread(self, offset: int, length: int) -> Buffer: ...
 
 
@@ -223,10 +221,8 @@ class _Zeros:
 async def _read(stack: Stack, start: int, end: int) -> bytes:
     """Sectors [start, end) of the disk, as bytes: slices of those compare fast."""
     await trio.lowlevel.checkpoint()
-    offset, length = start * SECTOR, (end - start) * SECTOR
-    found = stack.pread_nowait(offset, length)
-    if found is None:
-        found = await stack.pread(offset, length)
+    # Not the nowait path: that gives up on many small pieces, which then would be looked up twice.
+    found = await stack.pread(start * SECTOR, (end - start) * SECTOR)
     return found if isinstance(found, bytes) else bytes(found)
 
 

@@ -1,29 +1,60 @@
 /* Blocks: where they are taken from, and how a file's map of them is written. */
 #include "filesystem.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 #define EXTENT_MAX 32768u /* blocks of one extent */
 #define ROOT_EXTENTS 4u   /* extents that fit into the inode */
 #define RUN_AIM 2048u     /* rather skip smaller holes than scatter a file: 8 MiB */
+#define RUN_TRIES 256     /* but do not look through a disk full of small holes each time */
 
+/* The first run of at least this many free blocks in a range; looks at so many runs at most.
+ * (ext2fs_new_range does the same, but does not come back when no run is long enough.) */
+static errcode_t find_run(ext2_filsys fs, blk64_t from, blk64_t last, uint64_t least, int tries,
+                          blk64_t *start, uint64_t *count)
+{
+    while (from <= last && tries-- > 0) {
+        blk64_t free, used;
+        errcode_t error = ext2fs_find_first_zero_block_bitmap2(fs->block_map, from, last, &free);
+        if (error)
+            return error;
+        error = ext2fs_find_first_set_block_bitmap2(fs->block_map, free, last, &used);
+        if (error == ENOENT)
+            used = last + 1;
+        else if (error)
+            return error;
+        if (used - free >= least) {
+            *start = free;
+            *count = used - free;
+            return 0;
+        }
+        from = used;
+    }
+    return ENOENT;
+}
+
+/* Takes up to ``wanted`` blocks behind those taken last, rather where ``contiguous`` ones are free. */
 int allocate(FileSystem *self, uint64_t contiguous, uint64_t wanted, blk64_t *start,
              uint64_t *count)
 {
-    blk64_t found = 0, length = 0;
-    blk64_t aim = contiguous < RUN_AIM ? contiguous : RUN_AIM;
-    errcode_t error = ext2fs_new_range(self->fs, EXT2_NEWRANGE_MIN_LENGTH, self->goal, aim, NULL,
-                                       &found, &length);
-    if (error == EXT2_ET_BLOCK_ALLOC_FAIL)
-        error = ext2fs_new_range(self->fs, 0, self->goal, wanted, NULL, &found, &length);
+    ext2_filsys fs = self->fs;
+    blk64_t first = fs->super->s_first_data_block, last = ext2fs_blocks_count(fs->super) - 1;
+    uint64_t least = contiguous < RUN_AIM ? contiguous : RUN_AIM;
+    errcode_t error = find_run(fs, self->goal, last, least, RUN_TRIES, start, count);
+    if (error == ENOENT)
+        error = find_run(fs, self->goal, last, 1, 1, start, count);
+    if (error == ENOENT)
+        error = find_run(fs, first, last, least, RUN_TRIES, start, count);
+    if (error == ENOENT)
+        error = find_run(fs, first, last, 1, 1, start, count);
     if (error)
-        return fail_code(error, "looking for free blocks");
-    if (length > wanted)
-        length = wanted;
-    ext2fs_block_alloc_stats_range(self->fs, found, length, +1);
-    self->goal = found + length;
-    *start = found;
-    *count = length;
+        return fail_code(error == ENOENT ? EXT2_ET_BLOCK_ALLOC_FAIL : error,
+                         "looking for free blocks");
+    if (*count > wanted)
+        *count = wanted;
+    ext2fs_block_alloc_stats_range(fs, *start, *count, +1);
+    self->goal = *start + *count;
     return 0;
 }
 

@@ -230,7 +230,7 @@ class Changing(LayeredDevice):
 
     reads = 0
 
-    def pread_nowait(self, offset: int, length: int) -> bytes:
+    async def pread(self, offset: int, length: int) -> bytes:
         self.reads += 1
         return bytes([self.reads]) * length
 

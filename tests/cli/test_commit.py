@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,8 @@ def document(reference: str) -> tuple[Any, Any]:
     return manifest, json.loads(config)
 
 
-def dump(layers: list[Path], target: Path) -> bytes:
+def dump(layers: list[Path], target: Path) -> None:
     succeed("layer", "dump", *layers, "-o", target)
-    with target.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def test_to_a_file(upper: Path, tmp_path: Path) -> None:
@@ -166,6 +165,7 @@ def test_to_a_registry(registry: RealRegistry, upper: Path, tmp_path: Path) -> N
         ("lsmt", "wu.config.json", "wu"),
         ("img", "img2rw.config.json", "img2rw"),
         ("img", "img2sp.config.json", "img2sp"),
+        ("img", "img-v0.config.json", "img-v0"),
     ],
 )
 def test_golden_uppers(directory: str, config: str, row: str, tmp_path: Path) -> None:
@@ -176,23 +176,20 @@ def test_golden_uppers(directory: str, config: str, row: str, tmp_path: Path) ->
     assert succeed("commit", writable, "-o", out) == one
     assert before.keys() <= {path.name for path in tmp_path.iterdir()}
     lowers = [tmp_path / lower["file"] for lower in json.loads(writable.read_text())["lowers"]]
-    found = dump([*lowers, out], tmp_path / "raw")
-    wanted = golden.row_of(directory, row)["raw_sha256"]
+    dump([*lowers, out], tmp_path / "raw")
     if directory == "lsmt":
-        assert found.hex() == wanted
+        raw = (tmp_path / "raw").read_bytes()
+        assert hashlib.sha256(raw).hexdigest() == golden.row_of(directory, row)["raw_sha256"]
         return
     # What the file system calls free may differ. The rest is for others to judge: e2fsck finds the
     # same little mistakes that the reference makes, and no more; all files are the same.
-    assert dump([writable], tmp_path / "whole").hex() == wanted
+    dump([writable], tmp_path / "whole")
     judged = [ext4_images.judge(tmp_path / name) for name in ("raw", "whole")]
     assert judged[0] == judged[1]
     trees = [ext4_images.tree(tmp_path / name) for name in ("raw", "whole")]
     assert trees[0] == trees[1]
-    for path, line in trees[0].items():
-        if line.split("/")[1].startswith("10"):
-            assert ext4_images.content(tmp_path / "raw", path) == ext4_images.content(
-                tmp_path / "whole", path
-            )
+    copies = [ext4_images.copy_tree(tmp_path / name) for name in ("raw", "whole")]
+    subprocess.run(["diff", "-r", "--no-dereference", *copies], check=True)
 
 
 def test_a_config_is_no_image(tmp_path: Path) -> None:

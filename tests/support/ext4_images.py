@@ -51,23 +51,38 @@ def judge(path: Path) -> str:
     return done.stdout.replace(str(path), "")
 
 
-def content(path: Path, name: str) -> bytes:
-    """The bytes of a file in the file system."""
-    done = subprocess.run(["debugfs", "-R", f'cat "{name}"', path], capture_output=True, check=True)
-    return done.stdout
+def copy_tree(path: Path) -> Path:
+    """Files, directories and symbolic links of a file system, copied to a directory beside it."""
+    target = path.with_name(f"{path.name}.tree")
+    target.mkdir()
+    run("debugfs", "-R", f"rdump / {target}", path)
+    return target
 
 
-def tree(path: Path, name: str = "/") -> dict[str, str]:
-    """What debugfs says of every file below a directory: its path, and what it is."""
-    found = {}
-    for line in run("debugfs", "-R", f"ls -p {name}", path).splitlines():
-        fields = line.split("/")
-        if len(fields) < 7 or fields[5] in ("", ".", ".."):
-            continue
-        place = f"{name.rstrip('/')}/{fields[5]}"
-        found[place] = "/".join(fields[1:])
-        if fields[2].startswith("04"):
-            found |= tree(path, place)
+def tree(path: Path) -> dict[str, str]:
+    """What debugfs says of every file: its path, and inode, mode, owner, group, name and size."""
+    found: dict[str, str] = {}
+    level = ["/"]
+    while level:
+        script = "".join(f'ls -p "{name}"\n' for name in level)
+        done = subprocess.run(
+            ["debugfs", "-f", "/dev/stdin", path], input=script, capture_output=True, text=True,
+            errors="surrogateescape", check=True,
+        )  # fmt: skip
+        # One process for all directories of a depth; it repeats each command before its answer.
+        answers = done.stdout.split("debugfs: ls -p ")[1:]
+        assert len(answers) == len(level)
+        below = []
+        for directory, answer in zip(level, answers, strict=True):
+            for line in answer.splitlines()[1:]:
+                fields = line.split("/")
+                if len(fields) < 7 or fields[5] in ("", ".", ".."):
+                    continue
+                place = f"{directory.rstrip('/')}/{fields[5]}"
+                found[place] = line
+                if fields[2].startswith("04"):
+                    below.append(place)
+        level = below
     return found
 
 
