@@ -5,15 +5,19 @@
     planning.py     what is to be converted: manifest and config, checked                    PURE
     options.py      what the result depends on; keys and uuids that follow from it           PURE
     result.py       manifest, config and index of the result                                 PURE
+    fetching.py     source layers, a little ahead of their use
     feed.py         compressed bytes on their way from a download to a thread
     pipe.py         bytes on their way from one thread to another
     expanding.py    decompression and diff_id
     ext4_steps.py   one archive applied over the disk of the layers below
     erofs_steps.py  all archives applied to one tree, which becomes an erofs (build/erofs)
     layer_blob.py   changed blocks become a blob
+    storing.py      a blob on its way to the destination
+    reuse.py        layers that need no work
     lower.py        layers that were converted earlier, as the disk below
     memory.py       which layers were converted earlier, and where they are (SQLite)
-    cores.py        how many of the threads work at a time
+    cores.py        how many of the threads work at a time; shares.py: at what
+    run.py          what all images of one conversion share
 
     download -> Feed -> decompress, hash -> Pipe -> apply -> Changes -> pack, hash -> upload
     (trio)              (thread)                    (thread)            (thread)      (trio)

@@ -9,7 +9,6 @@ import trio
 
 from hybrid.build.contract import add_blob
 from hybrid.build.convert.one_image import ImageConversion
-from hybrid.build.convert.options import FORMAT
 from hybrid.build.convert.planning import SourceImage, check_manifest, parse_source
 from hybrid.build.convert.result import ConvertedLayer, new_config, new_index, new_manifest
 from hybrid.build.convert.reuse import Reuse
@@ -31,8 +30,6 @@ from hybrid.core.reference import LayoutReference, ManifestBlob, RegistryReferen
 from hybrid.errors import FormatError, UnsupportedError
 
 logger = logging.getLogger("hybrid")
-
-__all__ = ["FORMAT", "ConvertedImage", "ConvertResult", "convert_image"]
 
 
 @dataclass(frozen=True)
@@ -104,9 +101,7 @@ class _Conversion:
                 document = parse_document(root)
                 if isinstance(document, Manifest):
                     return root, entry.platform
-            raise FormatError(
-                f"index {document.digest}: more than {MAX_NESTED_INDEXES} nested indexes"
-            )
+            raise too_deep(document)
         entries = [select_platform(document, wanted) for wanted in selection.platforms]
         return index_of_some(document, root.data, entries), None
 
@@ -179,3 +174,8 @@ class _Conversion:
         content = self._run.source.blob(manifest.config.digest, manifest.config.size)
         config = await read_all(content, MAX_DOCUMENT_BYTES)
         return parse_source(manifest, blob.data, config, name)
+
+
+def too_deep(index: Index) -> FormatError:
+    """For indexes that name indexes that name indexes ..."""
+    return FormatError(f"index {index.digest}: more than {MAX_NESTED_INDEXES} nested indexes")

@@ -58,6 +58,8 @@ class Expanding:
             self.pipe.stop()
             self._feed.stop()
             raise
+        finally:
+            self._feed.close()
 
     def _read(self, expander: Expander) -> bytes:
         return expander.read(CHUNK)

@@ -49,6 +49,7 @@ class Feed:
         self._change = threading.Condition()
         self._ended = False
         self._stopped = False
+        self._is_full = False
         self._room = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
 
@@ -88,12 +89,14 @@ class Feed:
     def stop(self) -> None:
         """For the thread, when it fails: the task need not go on. May be called twice."""
         self._finish(stopped=True)
-        self._token.run_sync_soon(self._room.set)
+        self._token.run_sync_soon(self._wake)
 
     def close(self) -> None:
-        """Give the space on disk back. Both sides are through with it."""
-        if self._file is not None:
-            self._file.close()
+        """For the thread: it is through with it. Gives the space on disk back."""
+        with self._change:
+            self._stopped = True
+            if self._file is not None:
+                self._file.close()
 
     # -- inner -----------------------------------------------------------------------------------
 
@@ -117,7 +120,7 @@ class Feed:
                 self._append(piece, len(piece), 0)
                 return
             ahead = self._ahead
-            if ahead is not None and ahead.used + len(piece) <= ahead.limit:
+            if ahead is not None and not self._is_full and ahead.used + len(piece) <= ahead.limit:
                 ahead.used += len(piece)
                 if await trio.to_thread.run_sync(self._spill, piece, ahead.directory):
                     return
@@ -134,21 +137,24 @@ class Feed:
     def _spill(self, piece: Buffer, directory: Path) -> bool:
         """In a thread: False if the disk is full, which is no failure: then nothing runs ahead."""
         try:
-            if self._file is None:
-                self._file = TemporaryFile(dir=directory, buffering=0)
+            # With the lock all along: the other side may close the file.
             with self._change:
+                if self._stopped:
+                    return False
+                if self._file is None:
+                    self._file = TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
                 if not self._on_disk:
                     self._file.truncate(0)
                     self._written = 0
-            view, at = memoryview(piece), self._written
-            while view:
-                count = os.pwrite(self._file.fileno(), view, at)
-                view, at = view[count:], at + count
+                view, at = memoryview(piece), self._written
+                while view:
+                    count = os.pwrite(self._file.fileno(), view, at)
+                    view, at = view[count:], at + count
+                self._append((self._written, len(piece)), 0, len(piece))
+                self._written = at
         except OSError:
-            self._ahead = None
+            self._is_full = True
             return False
-        self._append((self._written, len(piece)), 0, len(piece))
-        self._written = at
         return True
 
     def _take(self) -> tuple[Buffer, int]:
@@ -174,4 +180,8 @@ class Feed:
         if self._ahead is not None:
             self._ahead.used -= on_disk
         self._advance(count)
+        self._wake()
+
+    def _wake(self) -> None:
+        # The event that is waited for now, which only the thread of trio can tell.
         self._room.set()

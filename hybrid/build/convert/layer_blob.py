@@ -8,22 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from hybrid.build.blob_writer import Wrapping, new_zfile_writer
 from hybrid.build.convert.cores import Cores
 from hybrid.build.convert.options import LayerName
 from hybrid.build.convert.pipe import StoppedError
 from hybrid.build.convert.shares import Shares
-from hybrid.build.ext4.changes import Changes
+from hybrid.build.ext4.changes import Extent
 from hybrid.core.device import SECTOR, Buffer
 from hybrid.core.lsmt import LayerWriter
 from hybrid.core.tarball import WRAPPER_SIZE, wrap_head, wrap_tail
 
 PIECE_BYTES = 1 << 20
 """Bytes of a disk that one thread compresses at a time."""
+
+
+class Content(Protocol):
+    """What a layer holds: Changes (build/ext4), or an ErofsImage. In bytes."""
+
+    @property
+    def size(self) -> int:
+        """Of the disk."""
+        ...
+
+    @property
+    def extents(self) -> Sequence[Extent]: ...
+
+    def read(self, offset: int, length: int) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class BlobMaker:
         self._wrapping = wrapping
         self._stopped = stopped
 
-    def write(self, changes: Changes, name: LayerName, file: BinaryIO) -> LayerBlob:
+    def write(self, changes: Content, name: LayerName, file: BinaryIO) -> LayerBlob:
         """Write the new file ``file``, which can be sought. For a thread.
 
         Raises OSError, StoppedError, and UnsupportedError for more segments than readers accept.
@@ -57,7 +71,7 @@ class BlobMaker:
             with self._shares.of("digest"):
                 return LayerBlob(self._digest(file, size), size)
 
-    def _write(self, changes: Changes, name: LayerName, file: BinaryIO) -> int:
+    def _write(self, changes: Content, name: LayerName, file: BinaryIO) -> int:
         wrapping = self._wrapping
         file.write(bytes(WRAPPER_SIZE))
         stream = _Pieces(changes, name, PIECE_BYTES * wrapping.threads)
@@ -108,7 +122,7 @@ class BlobMaker:
 class _Pieces:
     """The bytes of an LSMT layer in pieces of about ``length``, whatever the extents are."""
 
-    def __init__(self, changes: Changes, name: LayerName, length: int) -> None:
+    def __init__(self, changes: Content, name: LayerName, length: int) -> None:
         self._changes = changes
         self._length = length
         self._writer = LayerWriter(changes.size, uuid=name.uuid, parent_uuid=name.parent_uuid)

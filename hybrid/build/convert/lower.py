@@ -9,8 +9,8 @@ import trio
 
 from hybrid.build.convert.cores import Cores
 from hybrid.build.convert.result import ConvertedLayer
-from hybrid.build.runs import data_of
 from hybrid.build.ext4.runs import Run
+from hybrid.build.runs import data_of
 from hybrid.config import GlobalConfig
 from hybrid.core.device import SECTOR, Buffer, Source
 from hybrid.core.disk import LayeredDevice

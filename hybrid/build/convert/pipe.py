@@ -16,7 +16,7 @@ class StoppedError(Exception):
 
 def reason(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error of a group that is the reason of the others."""
-    stopped, others = group.split(StoppedError)
+    _, others = group.split(StoppedError)
     return first_error(others or group)
 
 

@@ -81,7 +81,7 @@ def parse_source(
     diff_ids = Fields(config, where).nested("rootfs").string_list("diff_ids")
     if len(diff_ids) != len(manifest.layers):
         raise FormatError(
-            f"{image} has {len(manifest.layers)} layers, but its config has {len(diff_ids)} diff_ids"
+            f"{image} has {len(manifest.layers)} layers, but {len(diff_ids)} diff_ids in its config"
         )
     for diff_id in diff_ids:
         if not is_digest(diff_id):

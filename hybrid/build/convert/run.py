@@ -14,6 +14,8 @@ from hybrid.build.convert.lower import LowerBlobs
 from hybrid.build.convert.memory import Memory
 from hybrid.build.convert.options import Options
 from hybrid.build.convert.shares import Shares
+from hybrid.core.output_file import write_error
+from hybrid.errors import HybridError, StorageFullError
 
 RUN_AHEAD_BYTES = 512 << 20
 """Compressed bytes on disk that were fetched and are not needed yet."""
@@ -69,6 +71,15 @@ class Run:
     def wrapping(self) -> Wrapping:
         options = self.options
         return Wrapping(options.compress, options.block_size, threads=options.threads)
+
+
+def scratch_error(error: OSError, directory: Path) -> HybridError:
+    """The error for the user when temporary files cannot be written there."""
+    found = write_error(error, directory)
+    if isinstance(found, StorageFullError):
+        hint = "TMPDIR names another directory for temporary files"
+        return StorageFullError(found.message, hint=hint)
+    return found
 
 
 def scratch_directory() -> Path:
