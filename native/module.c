@@ -24,34 +24,6 @@ static int check_form(const struct form *form, int algorithm) {
     return 0;
 }
 
-static int worker_count(size_t bytes, int wanted) {
-    if (wanted <= 1 || bytes < PARALLEL_BYTES)
-        return 1;
-    int usable = usable_processors();
-    int count = wanted < usable ? wanted : usable;
-    size_t shares = bytes / (PARALLEL_BYTES / 2);
-    if ((size_t)count > shares)
-        count = (int)shares;
-    return count < MAX_WORKERS ? count : MAX_WORKERS;
-}
-
-static void give_back(struct workspace **workspaces, int count) {
-    while (count-- > 0)
-        give_back_workspace(workspaces[count]);
-}
-
-/* Workspaces for up to ``count`` workers; how many there are, or 0 with MemoryError. */
-static int take(const struct form *form, enum direction direction, struct workspace **workspaces,
-                int count) {
-    int taken = 0;
-    while (taken < count &&
-           (workspaces[taken] = take_workspace(form->algorithm, direction)) != NULL)
-        taken++;
-    if (!taken)
-        PyErr_NoMemory();
-    return taken;
-}
-
 /* Whether the numbers fit each other, so that no product or index below can overflow. */
 static int check_range(const struct form *form, const Py_buffer *offsets,
                        unsigned long long first, unsigned long long last,
@@ -69,26 +41,22 @@ static int check_range(const struct form *form, const Py_buffer *offsets,
 
 static PyObject *expand_buffers(const struct form *form, const Py_buffer *data,
                                 const Py_buffer *offsets, unsigned long long first,
-                                unsigned long long last, unsigned long long stream_size,
-                                int threads) {
-    struct workspace *workspaces[MAX_WORKERS];
+                                unsigned long long last, unsigned long long stream_size) {
     uint64_t begin = first * form->block_size, end = last * form->block_size;
     size_t size = (size_t)((end < stream_size ? end : stream_size) - begin);
+    struct workspace *workspace = take_workspace(form->algorithm, EXPAND);
+    if (!workspace)
+        return PyErr_NoMemory();
     PyObject *out = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
-    if (!out)
-        return NULL;
-    int workers = take(form, EXPAND, workspaces, worker_count(size, threads));
-    if (!workers) {
-        Py_DECREF(out);
-        return NULL;
+    uint64_t damaged = NO_BLOCK;
+    if (out) {
+        PyThreadState *unlocked = size >= UNLOCKED_BYTES ? PyEval_SaveThread() : NULL;
+        damaged = expand_run(form, data->buf, (size_t)data->len, offsets->buf, first, last,
+                             stream_size, (uint8_t *)PyBytes_AS_STRING(out), workspace);
+        if (unlocked)
+            PyEval_RestoreThread(unlocked);
     }
-    PyThreadState *unlocked = size >= UNLOCKED_BYTES ? PyEval_SaveThread() : NULL;
-    uint64_t damaged = expand_run(form, data->buf, (size_t)data->len, offsets->buf, first, last,
-                                  stream_size, (uint8_t *)PyBytes_AS_STRING(out), workspaces,
-                                  workers);
-    if (unlocked)
-        PyEval_RestoreThread(unlocked);
-    give_back(workspaces, workers);
+    give_back_workspace(workspace);
     if (damaged == NO_BLOCK)
         return out;
     Py_DECREF(out);
@@ -99,19 +67,45 @@ static PyObject *expand(PyObject *module, PyObject *arguments) {
     (void)module;
     Py_buffer data, offsets;
     unsigned long long first, last, stream_size;
-    int algorithm, verify, threads;
+    int algorithm, verify;
     struct form form;
-    if (!PyArg_ParseTuple(arguments, "y*y*KKKIipi:expand", &data, &offsets, &first, &last,
-                          &stream_size, &form.block_size, &algorithm, &verify, &threads))
+    if (!PyArg_ParseTuple(arguments, "y*y*KKKIip:expand", &data, &offsets, &first, &last,
+                          &stream_size, &form.block_size, &algorithm, &verify))
         return NULL;
     PyObject *result = NULL;
     form.algorithm = (enum algorithm)algorithm;
     form.verify = verify;
     if (check_form(&form, algorithm) && check_range(&form, &offsets, first, last, stream_size))
-        result = expand_buffers(&form, &data, &offsets, first, last, stream_size, threads);
+        result = expand_buffers(&form, &data, &offsets, first, last, stream_size);
     PyBuffer_Release(&data);
     PyBuffer_Release(&offsets);
     return result;
+}
+
+static int worker_count(size_t bytes, int wanted) {
+    if (wanted <= 1 || bytes < PARALLEL_BYTES)
+        return 1;
+    int usable = usable_processors();
+    int count = wanted < usable ? wanted : usable;
+    size_t shares = bytes / (PARALLEL_BYTES / 2);
+    if ((size_t)count > shares)
+        count = (int)shares;
+    return count < MAX_WORKERS ? count : MAX_WORKERS;
+}
+
+static void give_back(struct workspace **workspaces, int count) {
+    while (count-- > 0)
+        give_back_workspace(workspaces[count]);
+}
+
+/* Workspaces for packing by up to ``count`` workers; how many there are, or 0 with MemoryError. */
+static int take(const struct form *form, struct workspace **workspaces, int count) {
+    int taken = 0;
+    while (taken < count && (workspaces[taken] = take_workspace(form->algorithm, PACK)) != NULL)
+        taken++;
+    if (!taken)
+        PyErr_NoMemory();
+    return taken;
 }
 
 static PyObject *pack_buffer(const struct form *form, const Py_buffer *data, int threads) {
@@ -122,7 +116,7 @@ static PyObject *pack_buffer(const struct form *form, const Py_buffer *data, int
         return PyErr_NoMemory();
     PyObject *out = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(blocks * room));
     PyObject *sizes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(blocks * sizeof(uint32_t)));
-    int workers = out && sizes ? take(form, PACK, workspaces, worker_count(size, threads)) : 0;
+    int workers = out && sizes ? take(form, workspaces, worker_count(size, threads)) : 0;
     if (!workers) {
         Py_XDECREF(out);
         Py_XDECREF(sizes);

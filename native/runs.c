@@ -8,7 +8,7 @@
 #include <string.h>
 
 #define CHECKSUM_SEED 100007u /* spec: zfile 3 */
-#define CHUNK_BYTES 65536u    /* of the stream: what a worker takes at a time */
+#define CHUNK_BYTES 65536u    /* of the stream: what a packing worker takes at a time */
 
 /* --- expanding */
 
@@ -17,12 +17,9 @@ struct expansion {
     const uint8_t *data;
     size_t data_size;
     const uint64_t *offsets;
-    uint64_t first, last, stream_size;
+    uint64_t first, stream_size;
     uint8_t *out;
-    struct workspace **workspaces;
-    uint64_t chunk_blocks;
-    _Atomic uint64_t next;
-    _Atomic uint64_t damaged; /* the lowest number that any worker found */
+    void *state;
 };
 
 struct stored {
@@ -64,7 +61,7 @@ static int expand_zstd(void *dctx, const uint8_t *src, size_t size, uint8_t *out
     return zstd.decompress_stream(dctx, &to, &in) == 0 && in.pos == size && to.pos == wanted;
 }
 
-static int expand_block(const struct expansion *run, void *state, uint64_t number,
+static int expand_block(const struct expansion *run, uint64_t number,
                         const struct stored *block) {
     uint64_t at = number * run->form->block_size, wanted = run->stream_size - at;
     if (wanted > run->form->block_size)
@@ -73,7 +70,7 @@ static int expand_block(const struct expansion *run, void *state, uint64_t numbe
     size_t size = block->size - (run->form->verify ? CHECKSUM_SIZE : 0);
     if (run->form->algorithm == LZ4)
         return expand_lz4(block->data, size, out, wanted);
-    return expand_zstd(state, block->data, size, out, wanted);
+    return expand_zstd(run->state, block->data, size, out, wanted);
 }
 
 /* Feeding the register its own value leaves zero: one update checks block and checksum. */
@@ -86,52 +83,24 @@ static void check_three(struct stored blocks[3]) {
         blocks[i].good &= regs[i] == 0;
 }
 
-/* The number of the first damaged block of these, or NO_BLOCK. */
-static uint64_t expand_blocks(const struct expansion *run, void *state, uint64_t number,
-                              uint64_t end) {
-    while (number < end) {
+uint64_t expand_run(const struct form *form, const uint8_t *data, size_t data_size,
+                    const uint64_t *offsets, uint64_t first, uint64_t last, uint64_t stream_size,
+                    uint8_t *out, struct workspace *workspace) {
+    const struct expansion run = {
+        form, data, data_size, offsets, first, stream_size, out, workspace_state(workspace),
+    };
+    for (uint64_t number = first; number < last;) {
         struct stored blocks[3];
-        int count = end - number < 3 ? (int)(end - number) : 3;
+        int count = last - number < 3 ? (int)(last - number) : 3;
         for (int i = 0; i < 3; i++)
-            blocks[i] = i < count ? find_block(run, number + i) : (struct stored){run->data, 0, 0};
-        if (run->form->verify)
+            blocks[i] = i < count ? find_block(&run, number + i) : (struct stored){data, 0, 0};
+        if (form->verify)
             check_three(blocks);
         for (int i = 0; i < count; i++, number++)
-            if (!blocks[i].good || !expand_block(run, state, number, &blocks[i]))
+            if (!blocks[i].good || !expand_block(&run, number, &blocks[i]))
                 return number;
     }
     return NO_BLOCK;
-}
-
-static void expand_worker(void *shared, int worker) {
-    struct expansion *run = shared;
-    void *state = workspace_state(run->workspaces[worker]);
-    for (;;) {
-        uint64_t begin = atomic_fetch_add(&run->next, run->chunk_blocks);
-        /* What lies before a damaged block is still looked at: the lowest one is reported. */
-        if (begin >= run->last || begin > atomic_load(&run->damaged))
-            return;
-        uint64_t left = run->last - begin;
-        uint64_t end = begin + (left < run->chunk_blocks ? left : run->chunk_blocks);
-        uint64_t found = expand_blocks(run, state, begin, end);
-        uint64_t lowest = atomic_load(&run->damaged);
-        while (found < lowest && !atomic_compare_exchange_weak(&run->damaged, &lowest, found))
-            ;
-    }
-}
-
-uint64_t expand_run(const struct form *form, const uint8_t *data, size_t data_size,
-                    const uint64_t *offsets, uint64_t first, uint64_t last, uint64_t stream_size,
-                    uint8_t *out, struct workspace **workspaces, int workers) {
-    struct expansion run = {
-        .form = form, .data = data, .data_size = data_size, .offsets = offsets, .first = first,
-        .last = last, .stream_size = stream_size, .out = out, .workspaces = workspaces,
-        .chunk_blocks = CHUNK_BYTES / form->block_size,
-    };
-    atomic_init(&run.next, first);
-    atomic_init(&run.damaged, NO_BLOCK);
-    run_workers(expand_worker, &run, workers);
-    return atomic_load(&run.damaged);
 }
 
 /* --- packing */

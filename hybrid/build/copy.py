@@ -112,7 +112,6 @@ class Copy:
         self._jobs = max(1, min(jobs, MOST_JOBS))
         self._watcher = watcher
         self._manifests: set[str] = set()
-        self._only: set[str] | None = None
 
     async def choose(self, selection: Selection) -> tuple[ManifestBlob, Platform | None]:
         """What gets the name: the image or index itself, one image of it, or a new index."""
@@ -121,6 +120,9 @@ class Copy:
         if isinstance(document, Manifest) or not selection.platforms:
             return root, None
         if selection.only is not None:
+            if len(image_entries(document)) > 1:
+                what = "%s has several platforms; %s is copied (--platform all copies everything)"
+                logger.info(what, self._source.name, selection.only)
             for _ in range(MAX_NESTED_INDEXES):
                 entry = select_platform(document, selection.only)
                 root = await self._child(entry)
@@ -131,8 +133,6 @@ class Copy:
                 f"index {document.digest}: more than {MAX_NESTED_INDEXES} nested indexes"
             )
         entries = [select_platform(document, wanted) for wanted in selection.platforms]
-        if {entry.digest for entry in entries} == {e.digest for e in image_entries(document)}:
-            logger.debug("%s: all its platforms are wanted", self._source.name)
         return index_of_some(document, root.data, entries), None
 
     async def manifest(self, blob: ManifestBlob, depth: int) -> None:

@@ -204,20 +204,24 @@ class LayoutDestination(ImageDestination):
 def check_directory(directory: Path) -> None:
     """UsageError unless it is absent, empty, or an OCI layout (then of a version we know)."""
     try:
-        if not directory.is_dir():
-            if directory.exists() or directory.is_symlink():
-                raise UsageError(f"{directory} is no directory", hint="name a new one, or a layout")
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        if not directory.is_symlink():
             return
-        others = any(not is_part(path.name) for path in directory.iterdir())
-        # Looked for last: another writer may have made a layout of an empty directory just now.
-        if (directory / "oci-layout").exists():
-            check_version(directory)
-        elif others:
-            raise UsageError(
-                f"{directory} is not empty, and no OCI layout", hint="name a new one, or a layout"
-            )
+        raise UsageError(f"{directory} is a link that leads nowhere") from None
+    except NotADirectoryError:
+        raise UsageError(
+            f"{directory} is no directory", hint="name a new one, or a layout"
+        ) from None
     except OSError as error:
         raise write_error(error, directory) from error
+    # Looked for last: another writer may have made a layout of an empty directory just now.
+    if (directory / "oci-layout").exists():
+        check_version(directory)
+    elif not all(map(is_part, names)):
+        raise UsageError(
+            f"{directory} is not empty, and no OCI layout", hint="name a new one, or a layout"
+        )
 
 
 def is_part(name: str) -> bool:

@@ -1,8 +1,7 @@
 """The compiled extension (native/module.c). Only zblocks_compiled calls it.
 
-``algorithm`` is LZ4 or ZSTD, sizes are bytes. ``threads`` is the most that may be used: never more
-than there are processors to run on, and one only for less than 256 KiB. The GIL is released
-once for all blocks (from 32 KiB on), and all functions may be called by several threads at once.
+``algorithm`` is LZ4 or ZSTD, sizes are bytes. The GIL is released once for all blocks (from 32 KiB
+on), and all functions may be called by several threads at once.
 ValueError means numbers that make no sense, RuntimeError a library that was not bound.
 """
 
@@ -33,7 +32,6 @@ def expand(
     block_size: int,
     algorithm: int,
     verify: bool,
-    threads: int,
     /,
 ) -> bytes | int:
     """The blocks' content, or the number of the first block that is damaged."""
@@ -41,7 +39,11 @@ def expand(
 def pack(
     data: Buffer, block_size: int, algorithm: int, verify: bool, threads: int, /
 ) -> tuple[bytes, bytes]:
-    """The packed blocks, and their sizes as 32-bit numbers in the machine's byte order."""
+    """The packed blocks, and their sizes as 32-bit numbers in the machine's byte order.
+
+    ``threads`` is the most that may be used: never more than there are processors to run on, and
+    one only for less than 256 KiB.
+    """
 
 def crc32c(register: int, data: Buffer, portable: bool, /) -> int:
     """The bare register update; ``portable``: without the processor's instruction."""

@@ -20,9 +20,6 @@ from hybrid.core.zblocks_pure import BadBlockError
 
 logger = logging.getLogger("hybrid.core")
 
-_EXPAND_THREADS = {"lz4": 1, "zstd": 2}
-"""For one run of 256 KiB and more. LZ4 is over too soon for a second one (docs/codec.md)."""
-
 
 def expand(
     data: Buffer,
@@ -38,9 +35,7 @@ def expand(
     number = library(algorithm)
     if number is None:
         return zblocks_pure.expand(data, offsets, first, last, size, block_size, algorithm, verify)
-    done = _zblocks.expand(
-        data, offsets, first, last, size, block_size, number, verify, _EXPAND_THREADS[algorithm]
-    )
+    done = _zblocks.expand(data, offsets, first, last, size, block_size, number, verify)
     if isinstance(done, bytes):
         return done
     # Nobody is in a hurry now: the other implementation says what is wrong.

@@ -70,6 +70,7 @@ class MountServer:
         self._serving: Serving | None = None
         self._place = ""
         self._may_expose = trio.Event()
+        self._parent_left = trio.Event()
         self._ends_when_idle = False
         self._is_attached = False
         self._is_over = False
@@ -100,6 +101,8 @@ class MountServer:
             device = self._device = await self._job.open_device()
         except HybridError as error:
             await self._channel.send_error(error)
+            # Until the parent has heard, it may be writing its record into our directory.
+            await self._parent_left.wait()
             return
         # Only now: the image may have been named by a relative path. From here on no directory of
         # the user is kept busy.
@@ -172,6 +175,8 @@ class MountServer:
             self._may_expose.set()
             message = await self._channel.receive()
         self._is_attached = "attached" in message
+        if not self._is_attached:
+            self._parent_left.set()
         self._ends_when_idle = self._job.will_be_mounted or not self._is_attached
         self._on_release()
         if not self._is_attached:

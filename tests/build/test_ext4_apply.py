@@ -210,7 +210,8 @@ def test_links(tmp_path: Path) -> None:
     first = archive(
         member(b"file", b"content", mode=0o600, mtime=1, xattrs={b"user.a": b"1"}),
         member(b"soft", kind=SYMLINK, link=b"./a//b/../c/", mtime=3, uid=5),
-        member(b"fast", kind=SYMLINK, link=b"f" * 59), member(b"slow", kind=SYMLINK, link=b"s" * 60),
+        member(b"fast", kind=SYMLINK, link=b"f" * 59),
+        member(b"slow", kind=SYMLINK, link=b"s" * 60),
         member(b"longest", kind=SYMLINK, link=b"l" * 4095),
     )  # fmt: skip
     second = archive(

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from hybrid.build.tar.reader import TarReader
 from hybrid.errors import FormatError, HybridError, StorageFullError, UnsupportedError, UsageError
 
 FILES = archive(*(member(b"d/%d" % i, random.Random(i).randbytes(5000)) for i in range(300)))
+SECOND = archive(member(b"d/.wh.7"), member(b"e/f", b"x", xattrs={b"user.x": b"y" * 300}))
 
 
 class Raw:
@@ -99,26 +101,24 @@ def test_the_same_archives_give_the_same_blocks() -> None:
 import sys, time, os
 sys.path[:0] = {path!r}
 from support.ext4_disks import disk
-from test_ext4_changes import FILES, fingerprint
-from support.archives import archive, member
-os.environ["TZ"] = "Asia/Tokyo"
+from test_ext4_changes import FILES, SECOND, fingerprint
 with disk() as made:
-    made.apply(FILES, archive(member(b"d/.wh.7"), member(b"e/f", b"x", xattrs={{b"user.x": b"y" * 300}})))
+    made.apply(FILES, SECOND)
     print(*map(fingerprint, made.layers))
 """
     here = Path(__file__).parent
     path = [str(here.parent), str(here), str(here.parents[1])]
-    environment = os.environ | {"SOURCE_DATE_EPOCH": "77", "E2FSPROGS_FAKE_TIME": "88"}
+    odd = {"SOURCE_DATE_EPOCH": "77", "E2FSPROGS_FAKE_TIME": "88", "TZ": "Asia/Tokyo"}
     answers = {
         subprocess.run(
-            [sys.executable, "-c", script.format(path=path)], env=environment | {"PYTHONHASHSEED": s},
+            [sys.executable, "-c", script.format(path=path)],
+            env=os.environ | odd | {"PYTHONHASHSEED": seed},
             capture_output=True, text=True, check=True,
         ).stdout
-        for s in ("0", "1")
+        for seed in ("0", "1")
     }  # fmt: skip
     with disk() as made:
-        made.apply(FILES, archive(member(b"d/.wh.7"),
-                                  member(b"e/f", b"x", xattrs={b"user.x": b"y" * 300})))  # fmt: skip
+        made.apply(FILES, SECOND)
         answers.add(" ".join(map(fingerprint, made.layers)) + "\n")
     assert len(answers) == 1
 
@@ -214,14 +214,16 @@ def test_whole_blocks(runs: list[Run]) -> None:
     touched = {n // BLOCK for n in numbers(runs)}
     assert {n // BLOCK for n in numbers(found)} == touched
     assert all(o % BLOCK == length % BLOCK == 0 for o, length in found)
-    assert all(sum(a) < b[0] for a, b in zip(found, found[1:], strict=False))
+    assert all(sum(a) < b[0] for a, b in pairwise(found))
 
 
 LAYER = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5), st.booleans()), max_size=6)
 
 
 @given(st.lists(LAYER, max_size=5), RUNS)
-def test_stacks_show_the_topmost(layers: list[list[tuple[int, int, bool]]], below: list[Run]) -> None:
+def test_stacks_show_the_topmost(
+    layers: list[list[tuple[int, int, bool]]], below: list[Run]
+) -> None:
     size = 64 * BLOCK
     model = bytearray(size)
     extents = [(o * BLOCK, length * BLOCK) for o, length in below if o + length <= 64]
@@ -260,7 +262,9 @@ def model_layer(model: bytearray, number: int, layer: list[tuple[int, int, bool]
 # --- Disks of others, damage, misuse
 
 
-@pytest.mark.parametrize("options", ["^metadata_csum,^orphan_file", "^metadata_csum,^64bit,uninit_bg"])
+@pytest.mark.parametrize(
+    "options", ["^metadata_csum,^orphan_file", "^metadata_csum,^64bit,uninit_bg"]
+)
 def test_file_systems_of_mke2fs(tmp_path: Path, options: str) -> None:
     path = tmp_path / "disk"
     path.write_bytes(b"")
@@ -283,7 +287,17 @@ def test_what_is_no_file_system_of_ours(tmp_path: Path) -> None:
     for options in (["-O", "metadata_csum"], ["-b", "1024"], ["-I", "128"], ["-O", "^extent"]):
         path = tmp_path / "disk"
         path.write_bytes(bytes(64 * MIB))
-        command = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^metadata_csum,^64bit", *options, path]
+        command = [
+            "mke2fs",
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-O",
+            "^metadata_csum,^64bit",
+            *options,
+            path,
+        ]
         subprocess.run(command, check=True, capture_output=True)
         with pytest.raises(UnsupportedError, match="the file system below the layer"):
             Ext4Layer.open(Raw(path.read_bytes()))
@@ -315,7 +329,6 @@ def test_damage_below_is_told_or_harmless() -> None:
                 layer.finish().close()
             outcomes.add("fine")
         except HybridError as error:
-            assert "\n" not in str(error)
             outcomes.add(type(error).__name__)
     assert {"fine", "FormatError"} <= outcomes
 
@@ -352,7 +365,9 @@ try:
 except StorageFullError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("layer.tar: big: writing to the scratch file: File too large")
     assert "TMPDIR" in done.stdout
 

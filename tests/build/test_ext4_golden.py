@@ -1,4 +1,4 @@
-"""The archives and trees of the reference: the product must show the same, but for its weaknesses."""
+"""The archives and trees of the reference: the same must be seen, but for its weaknesses."""
 
 from __future__ import annotations
 

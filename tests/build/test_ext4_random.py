@@ -1,4 +1,4 @@
-"""Random trees in several layers: the product against a model, with e2fsck and the kernel as judges."""
+"""Random trees in several layers, against a model; e2fsck and the kernel are the judges."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class Generator:
         kinds = [DIR, FILE, LINK, SYMLINK, CHAR, BLOCK_DEVICE, FIFO]
         kind = choose.choices(kinds, [30, 35, 12, 10, 2, 2, 2])[0]
         item = Item(
-            name, kind, mode=choose.randrange(0o10000), mtime=choose.randint(-(2**31), 2**33) * 10**9,
+            name, kind, mode=choose.randrange(0o10000),
+            mtime=choose.randint(-(2**31), 2**33) * 10**9,
             owner=(choose.choice([0, 1000, 2**32 - 2]), choose.choice([0, 70_000])),
         )  # fmt: skip
         item.mtime += choose.choice([0, 1, 999_999_999])

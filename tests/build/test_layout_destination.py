@@ -24,7 +24,6 @@ from hybrid.core.reference import LayoutReference, ManifestBlob
 from hybrid.errors import (
     BusyError,
     FormatError,
-    HybridError,
     NotFoundError,
     PermissionNeededError,
     StorageFullError,
@@ -138,6 +137,9 @@ def test_a_directory_that_is_something_else(layout: Path, name: str) -> None:
         LayoutDestination(LayoutReference(layout, "v1"))
     with pytest.raises(UsageError, match="is no directory"):
         LayoutDestination(LayoutReference(Path("/dev/null"), "v1"))
+    (layout / "dangling").symlink_to("nowhere")
+    with pytest.raises(UsageError, match="leads nowhere"):
+        LayoutDestination(LayoutReference(layout / "dangling", "v1"))
 
 
 def test_a_layout_of_another_version(layout: Path) -> None:
@@ -427,6 +429,6 @@ def test_no_right_to_write(tmp_path: Path) -> None:
 
 async def test_a_place_where_no_directory_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(HybridError):
+    with pytest.raises(UsageError, match="is no directory"):
         await write_image(tmp_path / "file" / "layout", "v1", DATA)
     assert (tmp_path / "file").read_text() == "mine"

@@ -216,7 +216,8 @@ def test_kinds() -> None:
     data = archive(
         member(b"a", b"x", b"\0"), member(b"b/", kind=b"\0"), member(b"c", b"x", b"7"),
         member(b"d", kind=LINK, link=b"a", size=77), member(b"e", kind=SYMLINK, link=b"a/./b//"),
-        member(b"f", kind=CHAR, device=(5, 1)), member(b"g", kind=BLOCK_DEVICE, device=(300, 70000)),
+        member(b"f", kind=CHAR, device=(5, 1)),
+        member(b"g", kind=BLOCK_DEVICE, device=(300, 70000)),
         member(b"h", kind=DIR, size=4096), member(b"i", kind=FIFO), member(b"j", b"list", b"D"),
         special(b"V", b"", b"label"), member(b"k", b"end"),
     )  # fmt: skip
@@ -317,7 +318,7 @@ def test_damaged_pax_records(body: bytes) -> None:
     ],
 )  # fmt: skip
 def test_impossible_pax_values(records: dict[bytes, bytes]) -> None:
-    with pytest.raises(FormatError, match="layer.tar"):
+    with pytest.raises(FormatError, match=r"layer\.tar"):
         entries_of(archive(member(b"x", records=records)))
 
 
@@ -430,7 +431,9 @@ SAMPLE = archive(
     special(b"L", b"long" * 40 + b"\0"),
     member(b"x", kind=LINK, link=b"y", fields=GNU),
     sparse_header([(512, 3), (9000, 2)], b"abcde", 9010),
-    pax([(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"99")]),
+    pax(
+        [(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"99")]
+    ),
     member(b"s", pad(b"1\n7\n5\n") + b"abcde", FILE),
 )
 
@@ -450,4 +453,7 @@ def test_damage_is_told_or_read(changes: list[tuple[int, int]], mend: bool) -> N
     try:
         entries_of(bytes(data))
     except (FormatError, UnsupportedError) as error:
-        assert "layer.tar" in error.message
+        told = error.message
+    else:
+        told = "layer.tar"
+    assert told.startswith("layer.tar")

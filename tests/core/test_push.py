@@ -298,19 +298,6 @@ async def test_anonymous_may_only_pull(token: RealRegistry) -> None:
             await registry.get_manifest(ref, "v1")
 
 
-async def test_a_token_that_expires_amid_an_upload(token: RealRegistry) -> None:
-    ref = RegistryReference(token.host, "team/expiring")
-    token.tokens.expires_in_seconds = 1
-    content = Content(BIG, known=False, repeatable=False)
-    try:
-        async with client(ALICE) as registry:
-            # Usable for 0.9 s by the client's reckoning; the registry allows for slow clocks.
-            stored = await Pusher(registry).put_blob(ref, content.blob)
-    finally:
-        token.tokens.expires_in_seconds = 300
-    assert stored.digest == content.digest
-
-
 async def test_tls() -> None:
     with RealRegistry(tls=True, auth="htpasswd") as server:
         ref = RegistryReference(server.host, "over/tls")

@@ -152,8 +152,7 @@ def test_both_find_the_same_in_damaged_runs() -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("block_size", [4096, 65536])
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_the_first_damaged_block_is_named(algorithm: str, block_size: int, threads: int) -> None:
+def test_the_first_damaged_block_is_named(algorithm: str, block_size: int) -> None:
     from hybrid.core import _zblocks, zblocks_compiled
 
     packed, sizes = zblocks_pure.pack(memoryview(LARGE), block_size, algorithm, True, 1)
@@ -163,9 +162,7 @@ def test_the_first_damaged_block_is_named(algorithm: str, block_size: int, threa
     random = Random(algorithm)
 
     def expand(data: bytes) -> bytes | int:
-        return _zblocks.expand(
-            data, memoryview(offsets), 0, len(sizes), len(LARGE), block_size, number, True, threads
-        )
+        return _zblocks.expand(data, offsets, 0, len(sizes), len(LARGE), block_size, number, True)
 
     assert expand(packed) == LARGE
     for _ in range(30):
@@ -186,7 +183,7 @@ def test_numbers_that_make_no_sense_are_refused(first: int, last: int, size: int
 
     offsets = array("Q", [512, 600, 700])
     with pytest.raises(ValueError, match="no blocks"):
-        _zblocks.expand(bytes(188), memoryview(offsets), first, last, size, 4096, 0, True, 1)
+        _zblocks.expand(bytes(188), offsets, first, last, size, 4096, 0, True)
 
 
 @pytest.mark.parametrize("block_size", [0, 511, 3000, 131072])
@@ -195,7 +192,7 @@ def test_impossible_block_sizes_are_refused(block_size: int) -> None:
 
     offsets = memoryview(array("Q", [512, 600]))
     with pytest.raises(ValueError, match="block size"):
-        _zblocks.expand(bytes(88), offsets, 0, 1, 1, block_size, 0, True, 1)
+        _zblocks.expand(bytes(88), offsets, 0, 1, 1, block_size, 0, True)
     with pytest.raises(ValueError, match="block size"):
         _zblocks.pack(bytes(88), block_size, 0, True, 1)
 
@@ -205,7 +202,7 @@ def test_offsets_of_another_kind_are_refused() -> None:
 
     for offsets in (memoryview(array("I", [512, 600, 0, 0])), bytes(64)):
         with pytest.raises(ValueError, match="64-bit"):
-            _zblocks.expand(bytes(88), offsets, 0, 1, 1, 4096, 0, True, 1)
+            _zblocks.expand(bytes(88), offsets, 0, 1, 1, 4096, 0, True)
 
 
 @pytest.mark.parametrize("algorithm", [-1, 2, 1000])

@@ -31,6 +31,14 @@ from hybrid.errors import (
 BIG = Random(3).randbytes(20_000_000)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = {"cacheType": "file", "cacheDir": str(tmp_path / "cache"), "cacheSizeGB": 1}
+    config = tmp_path / "overlaybd.json"
+    config.write_text(json.dumps({"cacheConfig": cache}))
+    monkeypatch.setenv("HYBRID_CONFIG", str(config))
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[RealRegistry]:
     with RealRegistry() as registry:

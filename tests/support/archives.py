@@ -42,7 +42,9 @@ def special(kind: bytes, body: bytes, name: bytes = b"././@special") -> bytes:
     return tar_header(fields) + pad(body)
 
 
-def pax(records: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]], kind: bytes = b"x") -> bytes:
+def pax(
+    records: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]], kind: bytes = b"x"
+) -> bytes:
     items = records.items() if isinstance(records, Mapping) else records
     return special(kind, b"".join(record(key, value) for key, value in items))
 

@@ -59,7 +59,7 @@ def make_run(random: Random) -> Run:
     verify = random.random() < 0.5
     first, count = random.choice((0, 0, 1, 7)), random.randint(1, 9)
     if random.random() < 0.02:
-        count = (512 << 10) // block_size  # enough for a second thread
+        count = (512 << 10) // block_size  # without the GIL, as larger ones
     last = first + count
     size = last * block_size - random.choice((0, 0, 1, random.randrange(block_size)))
     stored, place = [], random.choice((0, 512, 1 << 40))

@@ -223,7 +223,7 @@ def opener(origin: dict[str, Any]) -> OpenDevice:
                 raise KeyError("a bug while opening")
             case "hang":
                 await trio.sleep_forever()
-        if origin["record"]:
+        if origin.get("record"):
             return await open_recorded(Path(origin["raw"]), Path(origin["record"]))
         return RawDevice(Path(origin["raw"]), origin["faults"], writable=origin["writable"])
 

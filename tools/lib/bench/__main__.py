@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from bench.applying import measure_applying, text_of
 from bench.codec import codec_table, measure_codec
 from bench.command import parser, run, warn_if_busy
 from bench.data import Data, kept_data, prepared_data
@@ -22,14 +23,25 @@ from bench.targets import all_targets
 def main() -> None:
     options = parser(__doc__)
     options.add_argument(
+        "--commit", action="store_true", help="changes that become layers, against lz4 and zstd"
+    )
+    options.add_argument(
         "--guest", action="store_true",
         help="compare TCMU with FUSE, in a guest whose kernel has both",
     )  # fmt: skip
     options.add_argument(
         "--codec", action="store_true", help="blocks alone: Python against the compiled functions"
     )
+    options.add_argument(
+        "--apply", action="store_true", help="tar layers applied to ext4, against `tar x`"
+    )
     arguments = options.parse_args()
     warn_if_busy()
+    if arguments.commit:
+        from bench.commit import show_commit  # it runs itself as a program, too
+
+        show_commit(3 if arguments.quick else 5, arguments.json)
+        return
     if arguments.guest:
         run_in_guest([word for word in sys.argv[1:] if word != "--guest"])
     if arguments.codec:
@@ -38,6 +50,10 @@ def main() -> None:
     if os.geteuid() != 0:
         sys.exit("bench: loop devices need root: sudo tools/bench")
     rounds, seconds = (3, 1.0) if arguments.quick else (5, 2.5)
+    if arguments.apply:
+        rows = measure_applying(rounds)
+        print(json.dumps(rows, indent=2) if arguments.json else text_of(rows))
+        return
     with prepared_data() as data:
         if arguments.profile:
             show_profiles(data)

@@ -1,4 +1,4 @@
-"""tools/bench --codec: runs of ZFile blocks, in Python and compiled, with one thread and with two.
+"""tools/bench --codec: runs of ZFile blocks, in Python and compiled; packed with two threads too.
 
 No server and no kernel: the functions alone, on 20 MiB from all over the disk, in runs of 1 MiB.
 Rates are bytes of the expanded stream. The variants take turns, and each figure is a median.
@@ -94,13 +94,11 @@ def _expanders(samples: list[_Sample], algorithm: str, block_size: int) -> list[
                 one.packed, one.offsets, 0, count, _RUN, block_size, algorithm, True
             )
 
-    def compiled(threads: int) -> None:
+    def compiled() -> None:
         for one in samples:
-            _zblocks.expand(
-                one.packed, one.offsets, 0, count, _RUN, block_size, number, True, threads
-            )
+            _zblocks.expand(one.packed, one.offsets, 0, count, _RUN, block_size, number, True)
 
-    return [python, *(lambda n=n: compiled(n) for n in _THREADS)]
+    return [python, compiled]
 
 
 def _packers(samples: list[_Sample], algorithm: str, block_size: int) -> list[Work]:
