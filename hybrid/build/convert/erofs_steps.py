@@ -71,8 +71,8 @@ class ErofsSteps:
                 self._tree.begin_layer()
                 # It has the methods that archives need of an ext4.
                 applier = Applier(cast(FileSystem, self._tree), self._size)
-                # The end of the pipe, which ``apply`` waits for, is there only if all was right.
-                applier.apply(TarReader(lambda size: pipe.get(), expanding.name), None)
+                # ``apply`` reads to the end, which is there only if all was right.
+                applier.apply(TarReader(expanding.read, expanding.name), None)
         except OSError as error:
             pipe.stop()
             raise scratch_error(error, self._directory) from error

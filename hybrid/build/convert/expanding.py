@@ -1,4 +1,5 @@
-"""Decompression in a thread of its own, and the digest of what comes out of it."""
+"""Decompression in a thread of its own, and the digest of what comes out of it, in the next one:
+so the two share the work more evenly."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from hybrid.build.convert.feed import Feed
 from hybrid.build.convert.options import SourceLayer
 from hybrid.build.convert.pipe import Pipe
 from hybrid.build.convert.shares import Shares
-from hybrid.build.tar.decompress import Expander, open_expander
+from hybrid.build.tar.decompress import open_expander
 from hybrid.build.tar.window import CHUNK
+from hybrid.core.device import Buffer
 from hybrid.errors import FormatError
 
 PIECES = 4
@@ -20,7 +22,7 @@ PIECES = 4
 
 
 class Expanding:
-    """A layer on its way from its Feed to its Pipe. ``run`` in a thread."""
+    """A layer on its way from its Feed to whoever applies it: two threads."""
 
     def __init__(
         self, layer: SourceLayer, name: str, feed: Feed, cores: Cores, shares: Shares
@@ -31,28 +33,17 @@ class Expanding:
         self._feed = feed
         self._cores = cores
         self._shares = shares
+        self._digest = hashlib.sha256()
+        self._size = 0
 
     def run(self) -> None:
-        """Raises FormatError for damaged streams and for a wrong diff_id, UnsupportedError for
-        other compressions, and StoppedError. The end of the pipe is seen only if all is right.
-        """
-        digest = hashlib.sha256()
+        """For the thread that expands. Raises FormatError for damaged streams, UnsupportedError
+        for other compressions, and StoppedError."""
         try:
             with self._cores.work():
                 expander = self._timed("decompress", open_expander, self._feed.read, self.name)
-                size = 0
-                while piece := self._timed("decompress", self._read, expander):
-                    size += len(piece)
-                    self._timed("digest", digest.update, piece)
+                while piece := self._timed("decompress", expander.read, CHUNK):
                     self.pipe.put(piece)
-            actual = f"sha256:{digest.hexdigest()}"
-            if actual != self.layer.diff_id:
-                raise FormatError(
-                    f"{self.name} expands to {size} bytes with the digest {actual}, but its image"
-                    f" says {self.layer.diff_id} (diff_id)",
-                    hint="config and layers of this image do not belong together",
-                )
-            self._shares.bytes += size
             self.pipe.end()
         except BaseException:
             self.pipe.stop()
@@ -61,8 +52,24 @@ class Expanding:
         finally:
             self._feed.close()
 
-    def _read(self, expander: Expander) -> bytes:
-        return expander.read(CHUNK)
+    def read(self, size: int) -> Buffer:
+        """For the thread that applies: the next bytes (whatever ``size`` is), ``b""`` at the end.
+
+        The end comes only if all is right. Raises FormatError for a wrong diff_id, StoppedError.
+        """
+        piece = self.pipe.get()
+        if piece:
+            self._size += len(piece)
+            self._timed("digest", self._digest.update, piece)
+            return piece
+        actual = f"sha256:{self._digest.hexdigest()}"
+        if actual != self.layer.diff_id:
+            raise FormatError(
+                f"{self.name} expands to {self._size} bytes with the digest {actual}, but its"
+                f" image says {self.layer.diff_id} (diff_id)",
+                hint="config and layers of this image do not belong together",
+            )
+        return b""
 
     def _timed(self, what: str, function: Callable[..., Any], *arguments: object) -> Any:
         with self._shares.of(what):

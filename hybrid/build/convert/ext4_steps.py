@@ -71,8 +71,8 @@ class Ext4Steps:
                 self._shares.of("apply"),
                 Ext4Layer.open(self._stack, self._directory) as layer,
             ):
-                # The end of the pipe, which ``apply`` waits for, is there only if all was right.
-                layer.apply(TarReader(lambda size: pipe.get(), expanding.name))
+                # ``apply`` reads to the end, which is there only if all was right.
+                layer.apply(TarReader(expanding.read, expanding.name))
                 return self._push(layer.finish())
         except BaseException:
             pipe.stop()
