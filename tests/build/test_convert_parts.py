@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -11,8 +12,10 @@ import trio
 from support.mounting import poll_until
 
 from hybrid.build.convert.cores import Cores
+from hybrid.build.convert.expanding import Expanding
 from hybrid.build.convert.feed import MEMORY_BYTES, Feed, RunAhead
 from hybrid.build.convert.memory import FILE_NAME, Memory, Remembered
+from hybrid.build.convert.options import SourceLayer
 from hybrid.build.convert.pipe import Pipe, StoppedError
 from hybrid.build.convert.shares import Shares
 from hybrid.core.byte_stream import BlobContent, ByteStream
@@ -271,3 +274,23 @@ def test_shares_count_each_second_once() -> None:
     assert shares.seconds["outer"] > 0
     assert shares.seconds["digest"] > 0
     assert sum(shares.seconds.values()) <= passed
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_no_thread_waits_for_one_that_never_began(early: bool) -> None:
+    """Cancelled before its threads begin, or when the first one has: both end."""
+    cores, shares = Cores(2), Shares()
+    layer = SourceLayer("sha256:a", 1, "sha256:b")
+    expanding = Expanding(layer, "layer", Feed(cores, None), cores, shares)
+    with trio.fail_after(30), trio.CancelScope() as scope:
+
+        def read(expanding: Expanding) -> None:
+            with cores.work():
+                trio.from_thread.run_sync(scope.cancel)
+                expanding.read(1)
+
+        if early:
+            scope.cancel()
+        with contextlib.suppress(StoppedError):
+            await expanding.feed_to(read)
+    assert scope.cancel_called

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid as uuids
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -11,7 +12,6 @@ import trio
 
 from hybrid.build.convert.cores import Cores
 from hybrid.build.convert.expanding import Expanding
-from hybrid.build.convert.pipe import reason
 from hybrid.build.convert.run import scratch_error
 from hybrid.build.convert.shares import Shares
 from hybrid.build.erofs.image import ErofsImage
@@ -48,12 +48,7 @@ class ErofsSteps:
 
         Raises FormatError, UnsupportedError, StorageFullError, StoppedError.
         """
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.to_thread.run_sync, expanding.run)
-                await trio.to_thread.run_sync(self._apply, expanding)
-        except BaseExceptionGroup as group:
-            raise reason(group) from None
+        await expanding.feed_to(self._apply)
 
     async def finish(self, uuid: str) -> ErofsImage:
         """The file system. Raises StorageFullError if it does not fit on the disk."""
@@ -62,10 +57,11 @@ class ErofsSteps:
     def close(self) -> None:
         if self._image is not None:
             self._image.close()
-        self._scratch.close()
+        with contextlib.suppress(OSError):
+            # What is still in its buffer need not be written, and cannot be if the disk is full.
+            self._scratch.close()
 
     def _apply(self, expanding: Expanding) -> None:
-        pipe = expanding.pipe
         try:
             with self._cores.work(), self._shares.of("apply"):
                 self._tree.begin_layer()
@@ -74,11 +70,7 @@ class ErofsSteps:
                 # ``apply`` reads to the end, which is there only if all was right.
                 applier.apply(TarReader(expanding.read, expanding.name), None)
         except OSError as error:
-            pipe.stop()
             raise scratch_error(error, self._directory) from error
-        except BaseException:
-            pipe.stop()
-            raise
 
     def _finish(self, uuid: str) -> ErofsImage:
         try:

@@ -5,17 +5,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+import trio
 
 from hybrid.build.convert.cores import Cores
 from hybrid.build.convert.feed import Feed
 from hybrid.build.convert.options import SourceLayer
-from hybrid.build.convert.pipe import Pipe
+from hybrid.build.convert.pipe import Pipe, reason
 from hybrid.build.convert.shares import Shares
 from hybrid.build.tar.decompress import open_expander
 from hybrid.build.tar.window import CHUNK
 from hybrid.core.device import Buffer
 from hybrid.errors import FormatError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 PIECES = 4
 """Of CHUNK bytes each, on their way to the thread that applies them."""
@@ -36,6 +41,34 @@ class Expanding:
         self._digest = hashlib.sha256()
         self._size = 0
 
+    async def feed_to(self, apply: Callable[[Expanding], T]) -> T:
+        """Call ``apply``, which reads from this, in a thread, and expand in another.
+
+        Raises what either raises; then the other ends too.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._in_thread, self.run)
+                result = await self._in_thread(lambda: apply(self))
+        except BaseExceptionGroup as group:
+            raise reason(group) from None
+        finally:
+            self._feed.close()
+        return result
+
+    async def _in_thread(self, function: Callable[[], R]) -> R:
+        """Where a thread fails, or is not even begun, the other must not wait for it."""
+        try:
+            return await trio.to_thread.run_sync(function)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Let both threads end."""
+        self.pipe.stop()
+        self._feed.stop()
+
     def run(self) -> None:
         """For the thread that expands. Raises FormatError for damaged streams, UnsupportedError
         for other compressions, and StoppedError."""
@@ -46,11 +79,8 @@ class Expanding:
                     self.pipe.put(piece)
             self.pipe.end()
         except BaseException:
-            self.pipe.stop()
-            self._feed.stop()
+            self.stop()
             raise
-        finally:
-            self._feed.close()
 
     def read(self, size: int) -> Buffer:
         """For the thread that applies: the next bytes (whatever ``size`` is), ``b""`` at the end.

@@ -8,7 +8,6 @@ import trio
 
 from hybrid.build.convert.cores import Cores
 from hybrid.build.convert.expanding import Expanding
-from hybrid.build.convert.pipe import reason
 from hybrid.build.convert.shares import Shares
 from hybrid.build.ext4.changes import Base, Changes
 from hybrid.build.ext4.layer import Ext4Layer
@@ -42,13 +41,7 @@ class Ext4Steps:
 
         Raises FormatError, UnsupportedError, StorageFullError, StoppedError.
         """
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.to_thread.run_sync, expanding.run)
-                changes = await trio.to_thread.run_sync(self._apply, expanding)
-        except BaseExceptionGroup as group:
-            raise reason(group) from None
-        return changes
+        return await expanding.feed_to(self._apply)
 
     def close(self) -> None:
         """Give the space of all Changes back."""
@@ -64,19 +57,14 @@ class Ext4Steps:
             return self._push(layer.finish())
 
     def _apply(self, expanding: Expanding) -> Changes:
-        pipe = expanding.pipe
-        try:
-            with (
-                self._cores.work(),
-                self._shares.of("apply"),
-                Ext4Layer.open(self._stack, self._directory) as layer,
-            ):
-                # ``apply`` reads to the end, which is there only if all was right.
-                layer.apply(TarReader(expanding.read, expanding.name))
-                return self._push(layer.finish())
-        except BaseException:
-            pipe.stop()
-            raise
+        with (
+            self._cores.work(),
+            self._shares.of("apply"),
+            Ext4Layer.open(self._stack, self._directory) as layer,
+        ):
+            # ``apply`` reads to the end, which is there only if all was right.
+            layer.apply(TarReader(expanding.read, expanding.name))
+            return self._push(layer.finish())
 
     def _push(self, changes: Changes) -> Changes:
         self._made.append(changes)

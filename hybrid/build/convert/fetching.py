@@ -44,5 +44,15 @@ class Fetching:
         """Layer ``number``, which was begun, for whoever applies it."""
         layer = self._layers[number]
         name = f"layer {number} ({layer.digest}) of {self._run.source.name}"
-        feed = self._feeds.pop(number)
+        feed = self._feeds[number]
         return Expanding(layer, name, feed, self._run.cores, self._run.shares)
+
+    def stop(self) -> None:
+        """Let all threads end that read layers."""
+        for feed in self._feeds.values():
+            feed.stop()
+
+    def close(self) -> None:
+        """Give back what feeds have kept that nobody took. Their tasks are over."""
+        for feed in self._feeds.values():
+            feed.close()

@@ -36,6 +36,7 @@ class ImageConversion:
         self._remembered = 0
         self._behind = trio.Semaphore(_PACKED_BEHIND)
         self._storing = Storing(run, reuse)
+        self._watching = trio.CancelScope()
 
     async def convert(self) -> list[LayerOutcome]:
         """All layers, bottom first; they are at the destination then.
@@ -48,10 +49,8 @@ class ImageConversion:
         if first < len(self._names):
             convert = self._as_erofs if self._run.options.fs == "erofs" else self._as_ext4
             try:
-                async with AsyncExitStack() as stack, trio.open_nursery() as watching:
-                    watching.start_soon(self._storing.watch)
+                async with AsyncExitStack() as stack:
                     await convert(first, stack)
-                    watching.cancel_scope.cancel()
             except BaseExceptionGroup as group:
                 raise reason(group) from None
         return [self._outcomes[number] for number in range(len(self._names))]
@@ -70,6 +69,8 @@ class ImageConversion:
         stack.callback(steps.close)
         async with trio.open_nursery() as nursery:
             fetching = Fetching(run, self._image.layers, max(0, first - 1), nursery)
+            stack.callback(fetching.close)
+            nursery.start_soon(self._watch, fetching)
             for number in range(first, len(self._names)):
                 fetching.begin(max(0, number - 1))
                 if number:
@@ -78,6 +79,7 @@ class ImageConversion:
                     changes = await steps.make_base()
                 await self._behind.acquire()
                 nursery.start_soon(self._store, number, changes)
+            await self._end()
 
     async def _as_erofs(self, first: int, stack: AsyncExitStack) -> None:
         """All source layers become one."""
@@ -86,11 +88,29 @@ class ImageConversion:
         stack.callback(steps.close)
         async with trio.open_nursery() as nursery:
             fetching = Fetching(run, self._image.layers, 0, nursery)
+            stack.callback(fetching.close)
+            nursery.start_soon(self._watch, fetching)
             for number in range(len(self._image.layers)):
                 fetching.begin(number)
                 await steps.apply(fetching.take(number))
-        await self._behind.acquire()
-        await self._store(0, await steps.finish(self._names[0].uuid))
+            await self._behind.acquire()
+            await self._store(0, await steps.finish(self._names[0].uuid))
+            await self._end()
+
+    async def _watch(self, fetching: Fetching) -> None:
+        """When something fails, all tasks are cancelled, but threads cannot be: they are told."""
+        with self._watching:
+            try:
+                await trio.sleep_forever()
+            finally:
+                fetching.stop()
+                self._storing.stop()
+
+    async def _end(self) -> None:
+        """Wait until nothing is being stored; then nobody need watch any more."""
+        for _ in range(_PACKED_BEHIND):
+            await self._behind.acquire()
+        self._watching.cancel()
 
     async def _store(self, number: int, changes: Content) -> None:
         try:
@@ -106,9 +126,9 @@ class ImageConversion:
             source, source_size = layer.digest, layer.size
         outcome = LayerOutcome(source, source_size, digest, size, how, stored)
         self._outcomes[number] = outcome
-        self._run.watcher.end(outcome)
         if how == "converted":
             self._remember()
+        self._run.watcher.end(outcome)
 
     def _remember(self) -> None:
         """Those that are there without a gap below them: the next run can go on from these."""

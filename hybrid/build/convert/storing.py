@@ -17,8 +17,7 @@ from hybrid.core.source import FileSource
 
 
 class Storing:
-    """Packs layers and sends them. Threads stop when ``watch`` ends, which is a task beside them:
-    they cannot be cancelled."""
+    """Packs layers and sends them."""
 
     def __init__(self, run: Run, reuse: Reuse) -> None:
         self._run = run
@@ -26,11 +25,9 @@ class Storing:
         self._stopped = False
         self._maker = BlobMaker(run.cores, run.shares, run.wrapping, lambda: self._stopped)
 
-    async def watch(self) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            self._stopped = True
+    def stop(self) -> None:
+        """Let all threads end that pack layers."""
+        self._stopped = True
 
     async def store(self, changes: Content, name: LayerName) -> tuple[LayerBlob, PutBlob]:
         """The blob is at the destination when this returns.
