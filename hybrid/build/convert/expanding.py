@@ -12,7 +12,7 @@ import trio
 from hybrid.build.convert.cores import Cores
 from hybrid.build.convert.feed import Feed
 from hybrid.build.convert.options import SourceLayer
-from hybrid.build.convert.pipe import Pipe, reason
+from hybrid.build.convert.pipe import Pipe, StoppedError, reason
 from hybrid.build.convert.shares import Shares
 from hybrid.build.tar.decompress import open_expander
 from hybrid.build.tar.window import CHUNK
@@ -20,7 +20,6 @@ from hybrid.core.device import Buffer
 from hybrid.errors import FormatError
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 PIECES = 4
 """Of CHUNK bytes each, on their way to the thread that applies them."""
@@ -41,28 +40,39 @@ class Expanding:
         self._digest = hashlib.sha256()
         self._size = 0
 
-    async def feed_to(self, apply: Callable[[Expanding], T]) -> T:
-        """Call ``apply``, which reads from this, in a thread, and expand in another.
+    async def expand(self) -> None:
+        """A task: expand in a thread, as far ahead as the pipe has room.
 
-        Raises what either raises; then the other ends too.
+        Raises what ``run`` raises. If it was stopped, whoever did that has the reason.
         """
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._in_thread, self.run)
-                result = await self._in_thread(lambda: apply(self))
-        except BaseExceptionGroup as group:
-            raise reason(group) from None
-        finally:
-            self._feed.close()
-        return result
-
-    async def _in_thread(self, function: Callable[[], R]) -> R:
-        """Where a thread fails, or is not even begun, the other must not wait for it."""
-        try:
-            return await trio.to_thread.run_sync(function)
+            await trio.to_thread.run_sync(self.run)
+        except StoppedError:
+            return
         except BaseException:
+            # Maybe the thread has not even begun: the other one must not wait for it.
             self.stop()
             raise
+        finally:
+            self._feed.close()
+
+    async def feed_to(self, apply: Callable[[Expanding], T]) -> T:
+        """Call ``apply``, which reads from this, in a thread. Raises what it raises."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch)
+                result = await trio.to_thread.run_sync(apply, self)
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise reason(group) from None
+        return result
+
+    async def _watch(self) -> None:
+        """Threads cannot be cancelled: they are told."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.stop()
 
     def stop(self) -> None:
         """Let both threads end."""

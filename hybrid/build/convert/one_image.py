@@ -68,9 +68,9 @@ class ImageConversion:
         steps = Ext4Steps(run.options.size, base, run.directory, run.cores, run.shares)
         stack.callback(steps.close)
         async with trio.open_nursery() as nursery:
-            fetching = Fetching(run, self._image.layers, max(0, first - 1), nursery)
+            fetching = Fetching(run, self._image.layers, nursery)
             stack.callback(fetching.close)
-            nursery.start_soon(self._watch, fetching)
+            nursery.start_soon(self._watch)
             for number in range(first, len(self._names)):
                 fetching.begin(max(0, number - 1))
                 if number:
@@ -87,9 +87,9 @@ class ImageConversion:
         steps = ErofsSteps(run.options.size, run.directory, run.cores, run.shares)
         stack.callback(steps.close)
         async with trio.open_nursery() as nursery:
-            fetching = Fetching(run, self._image.layers, 0, nursery)
+            fetching = Fetching(run, self._image.layers, nursery)
             stack.callback(fetching.close)
-            nursery.start_soon(self._watch, fetching)
+            nursery.start_soon(self._watch)
             for number in range(len(self._image.layers)):
                 fetching.begin(number)
                 await steps.apply(fetching.take(number))
@@ -97,13 +97,12 @@ class ImageConversion:
             await self._store(0, await steps.finish(self._names[0].uuid))
             await self._end()
 
-    async def _watch(self, fetching: Fetching) -> None:
+    async def _watch(self) -> None:
         """When something fails, all tasks are cancelled, but threads cannot be: they are told."""
         with self._watching:
             try:
                 await trio.sleep_forever()
             finally:
-                fetching.stop()
                 self._storing.stop()
 
     async def _end(self) -> None:
