@@ -297,3 +297,18 @@ async def test_no_thread_waits_for_one_that_never_began(early: bool) -> None:
         except* StoppedError:
             pass
     assert scope.cancel_called
+
+
+async def test_what_is_expanded_ahead_and_never_applied() -> None:
+    """Its pipe is full, and nobody reads from it: it ends all the same."""
+    cores = Cores(2)
+    layer = SourceLayer("sha256:a", 1, "sha256:b")
+    feed = Feed(cores, None)
+    expanding = Expanding(layer, "layer", feed, cores, Shares())
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(feed.fill, content_of(Numbered(1 << 40)))
+            nursery.start_soon(expanding.expand)
+            while not expanding.pipe.is_full:  # noqa: ASYNC110 - a thread fills it
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()

@@ -46,33 +46,40 @@ class Expanding:
         Raises what ``run`` raises. If it was stopped, whoever did that has the reason.
         """
         try:
-            await trio.to_thread.run_sync(self.run)
+            await self._in_thread(self.run)
         except StoppedError:
             return
-        except BaseException:
-            # Maybe the thread has not even begun: the other one must not wait for it.
-            self.stop()
-            raise
         finally:
             self._feed.close()
 
     async def feed_to(self, apply: Callable[[Expanding], T]) -> T:
         """Call ``apply``, which reads from this, in a thread. Raises what it raises."""
+        return await self._in_thread(lambda: apply(self))
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        """Where one side fails, or is cancelled, the other must not wait for it, nor it for the
+        other: threads cannot be cancelled, so they are told."""
+        done = False
+
+        async def watch() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                if not done:
+                    self.stop()
+
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch)
-                result = await trio.to_thread.run_sync(apply, self)
+                nursery.start_soon(watch)
+                result = await trio.to_thread.run_sync(function)
+                done = True
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise reason(group) from None
-        return result
-
-    async def _watch(self) -> None:
-        """Threads cannot be cancelled: they are told."""
-        try:
-            await trio.sleep_forever()
         finally:
-            self.stop()
+            if not done:
+                self.stop()
+        return result
 
     def stop(self) -> None:
         """Let both threads end."""

@@ -31,14 +31,19 @@ class Pipe:
         self._ended = False
         self._stopped = False
 
+    @property
+    def is_full(self) -> bool:
+        """Whether ``put`` would wait."""
+        return len(self._pieces) >= self._room
+
     def put(self, piece: Buffer) -> None:
         """Raises StoppedError if ``stop`` was called."""
         with self._change:
-            if len(self._pieces) < self._room and not self._stopped:
+            if not self.is_full and not self._stopped:
                 self._append(piece)
                 return
         with self._cores.rest(), self._change:
-            while len(self._pieces) >= self._room and not self._stopped:
+            while self.is_full and not self._stopped:
                 self._change.wait()
             if self._stopped:
                 raise StoppedError
