@@ -28,6 +28,7 @@ VERBS = {
     "gc": ("hybrid.cli.gc", "Remove what dead servers have left behind."),
     "inspect": ("hybrid.cli.inspect", "Show what an image is made of."),
     "commit": ("hybrid.cli.commit", "Make a layer, or an image, of what was written to a mount."),
+    "convert": ("hybrid.cli.convert", "Make an overlaybd image of a plain OCI image."),
     "copy": ("hybrid.cli.copy", "Copy an image between registries, OCI layouts and archives."),
     "push": ("hybrid.cli.push", "Copy an image on disk to a registry."),
     "pull": ("hybrid.cli.pull", "Copy an image from a registry to disk."),

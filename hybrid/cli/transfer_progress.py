@@ -11,7 +11,7 @@ from hybrid.build.contract import Advance, PutBlob
 from hybrid.build.copy import Watcher
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, ProgressColumn, TaskID
 
 SHOWN_DIGEST = 19
 """``sha256:`` and twelve digits."""
@@ -44,6 +44,25 @@ class TerminalWatcher(Watcher):
             self._shown.advance(self._total, put.size)
 
 
+def progress_columns() -> tuple[ProgressColumn, ...]:
+    """What is shown of bytes on their way."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    return (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+
+
 @contextmanager
 def progress() -> Iterator[Watcher]:
     """A watcher that shows on stderr if that is a terminal, else one that keeps quiet."""
@@ -52,21 +71,7 @@ def progress() -> Iterator[Watcher]:
         return
     # rich takes 100 ms to import.
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import Progress
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+    with Progress(*progress_columns(), console=Console(stderr=True), transient=True) as shown:
         yield TerminalWatcher(shown)

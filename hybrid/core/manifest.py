@@ -190,7 +190,7 @@ def plain_image(image: str) -> UnsupportedError:
     """The error for an image without anything of overlaybd in it."""
     return UnsupportedError(
         f"{image} is a plain OCI image, not an overlaybd image",
-        hint="'hybrid convert' will make one of it, once that command exists",
+        hint="'hybrid convert' makes one of it",
     )
 
 

@@ -37,6 +37,9 @@ def main() -> None:
         "--apply", action="store_true", help="tar layers applied to ext4, against `tar x`"
     )
     options.add_argument(
+        "--convert", action="store_true", help="whole images converted, against `tar x` and lz4"
+    )
+    options.add_argument(
         "--write", action="store_true", help="writing to an image, against a raw file"
     )
     arguments, rest = options.parse_known_args()
@@ -62,6 +65,11 @@ def main() -> None:
     if os.geteuid() != 0:
         sys.exit("bench: loop devices need root: sudo tools/bench")
     rounds, seconds = (3, 1.0) if arguments.quick else (5, 2.5)
+    if arguments.convert:
+        from bench.converting import show_converting  # it runs itself as a program, too
+
+        show_converting(3 if arguments.quick else 5, arguments.json)
+        return
     if arguments.apply:
         rows = measure_applying(rounds)
         print(json.dumps(rows, indent=2) if arguments.json else text_of(rows))
