@@ -9,6 +9,8 @@ Moving         copy                an image, or an index with what selection (PU
 Layers         compact             of several one, by blob_writer; commit and commit_image use it
 Archives       tar/                the members of a layer of a plain OCI image
 File systems   ext4/               ext4 written in user space, and archives applied to it
+               erofs/              erofs written in user space, from the same archives
+Converting     convert/            plain images become overlaybd images
 
 Here is nothing that mounts, and nothing that reads single blocks: that is ``hybrid.core``.
 """

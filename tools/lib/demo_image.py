@@ -22,16 +22,21 @@ _PROGRAM = Path("/usr/bin/python3.11")
 def make_layers(directory: Path) -> list[Path]:
     """The three archives, bottom first."""
     paths = [directory / f"layer{number}.tar" for number in (1, 2, 3)]
-    bottom, middle, top = (tarfile.open(path, "w", format=tarfile.PAX_FORMAT) for path in paths)
-    with bottom, middle, top:
+    with _archive(paths[0]) as bottom:
         for source in _BULK:
             bottom.add(source, str(source)[1:], filter=_wanted)
         _add(bottom, "etc/motd", "Hello from layer 1. You should not see this.\n")
         _add(bottom, "etc/obsolete.conf", "deleted = in layer 2\n")
+    with _archive(paths[1]) as middle:
         _add(middle, "etc/motd", "Hello from an overlaybd image, mounted lazily by hybrid.\n")
         _add(middle, "etc/.wh.obsolete.conf", "")
+    with _archive(paths[2]) as top:
         top.add(_PROGRAM.resolve(), "srv/app/python")
     return paths
+
+
+def _archive(path: Path) -> tarfile.TarFile:
+    return tarfile.open(path, "w", format=tarfile.PAX_FORMAT)
 
 
 def _wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:

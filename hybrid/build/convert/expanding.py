@@ -39,6 +39,7 @@ class Expanding:
         self._shares = shares
         self._digest = hashlib.sha256()
         self._size = 0
+        self._is_checked = False
 
     async def expand(self) -> None:
         """A task: expand in a thread, as far ahead as the pipe has room.
@@ -92,6 +93,9 @@ class Expanding:
         try:
             with self._cores.work():
                 expander = self._timed("decompress", open_expander, self._feed.read, self.name)
+                # The stream below checks the digest: of a plain archive, that is the diff_id.
+                plain = expander.kind == "none"
+                self._is_checked = plain and self.layer.digest == self.layer.diff_id
                 while piece := self._timed("decompress", expander.read, CHUNK):
                     self.pipe.put(piece)
             self.pipe.end()
@@ -107,8 +111,11 @@ class Expanding:
         piece = self.pipe.get()
         if piece:
             self._size += len(piece)
-            self._timed("digest", self._digest.update, piece)
+            if not self._is_checked:
+                self._timed("digest", self._digest.update, piece)
             return piece
+        if self._is_checked:
+            return b""
         actual = f"sha256:{self._digest.hexdigest()}"
         if actual != self.layer.diff_id:
             raise FormatError(

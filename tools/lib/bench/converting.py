@@ -1,7 +1,7 @@
 """tools/bench --convert: an image of six layers, from end to end, against `tar x` and `lz4 -1`.
 
-The image has 300 MB of this machine's files, once as plain tars and once as gzip. It is converted by
-the command, in a process of its own, from one OCI layout to another: with one thread on one core,
+The image has 300 MB of this machine's files, once as plain tars and once as gzip. The command
+converts it, in a process of its own, from one OCI layout to another: with one thread on one core,
 and with two on two. In the same rounds GNU tar unpacks the same layers into the kernel's ext4 on a
 loop device, and then lz4 compresses that disk: what one would do by hand, as root, without digests
 and without layers. Everything lies in memory, so that no disk and no network is measured.
@@ -69,7 +69,9 @@ def show_converting(rounds: int, as_json: bool) -> None:
         prefix="hybrid-bench-", dir=memory if memory.is_dir() else None
     ) as name:
         rows = measure_converting(Path(name), rounds)
-    print(json.dumps([asdict(row) for row in rows], indent=2) if as_json else converting_table(rows))
+    print(
+        json.dumps([asdict(row) for row in rows], indent=2) if as_json else converting_table(rows)
+    )
 
 
 def measure_converting(directory: Path, rounds: int) -> list[Row]:
@@ -125,9 +127,7 @@ def converting_table(rows: list[Row]) -> str:
 
 
 def aims(rows: list[Row]) -> list[Aim]:
-    found: dict[tuple[str, int], Row] = {
-        (row.kind, row.threads): row for row in rows if row.shares
-    }
+    found: dict[tuple[str, int], Row] = {(row.kind, row.threads): row for row in rows if row.shares}
     result = []
     for kind in _KINDS:
         one, two = found[kind, 1], found[kind, 2]
@@ -160,7 +160,7 @@ def converter(directory: Path, layout: Path, threads: int) -> Callable[[], Taken
             started = time.perf_counter()
             done = subprocess.run(
                 [*_on_cores(threads), *command], env=environment, check=True, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                capture_output=True,
             )  # fmt: skip
             seconds = time.perf_counter() - started
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -222,14 +222,12 @@ def make_archives(directory: Path) -> list[Path]:
                 if os.path.isfile(path) and not os.path.islink(path) and path not in files:
                     files[path] = os.path.getsize(path)
     archives = [directory / f"{number}.tar" for number in range(_LAYERS)]
-    waiting = iter(files)
-    for number, archive in enumerate(archives, 1):
+    # One huge library is not to be a layer of its own.
+    waiting = iter([path for path, size in files.items() if size < _LIMIT / _LAYERS / 2])
+    for archive in archives:
         with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
-            while tar.offset < _LIMIT / _LAYERS and (path := next(waiting, None)) is not None:
-                # One huge library is not to be a layer of its own.
-                if files[path] < _LIMIT / _LAYERS / 2:
-                    tar.add(path)
-        assert number and archive.stat().st_size
+            while tar.offset < _LIMIT / _LAYERS:
+                tar.add(next(waiting))
     return archives
 
 
