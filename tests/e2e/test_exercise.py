@@ -49,7 +49,7 @@ def test_a_short_run() -> None:
 @needs_root
 @pytest.mark.guest
 def test_a_short_run_in_mode_tcmu() -> None:
-    check_run("tcmu", seed=453, operations=45, seconds=600)
+    check_run("tcmu", seed=100, operations=51, seconds=600)
 
 
 def model(content: bytes) -> Model:
