@@ -37,16 +37,12 @@ def main() -> None:
         "--apply", action="store_true", help="tar layers applied to ext4, against `tar x`"
     )
     options.add_argument(
-<<<<<<< HEAD
         "--convert", action="store_true", help="whole images converted, against `tar x` and lz4"
     )
     options.add_argument(
-        "--write", action="store_true", help="writing to an image, against a raw file"
-=======
         "--write",
         action="store_true",
         help="writing to an image, against a raw file; [--directory DIR]",
->>>>>>> benchw
     )
     arguments, rest = options.parse_known_args()
     if rest and not arguments.write:
