@@ -15,7 +15,7 @@ from hybrid.build.convert.expanding import Expanding
 from hybrid.build.convert.feed import MEMORY_BYTES, Feed, RunAhead
 from hybrid.build.convert.memory import FILE_NAME, Memory, Remembered
 from hybrid.build.convert.options import SourceLayer
-from hybrid.build.convert.pipe import Pipe, StoppedError
+from hybrid.build.convert.pipe import Pipe, StoppedError, reason
 from hybrid.build.convert.shares import Shares
 from hybrid.core.byte_stream import BlobContent, ByteStream
 from hybrid.core.device import Buffer
@@ -312,3 +312,28 @@ async def test_what_is_expanded_ahead_and_never_applied() -> None:
             while not expanding.pipe.is_full:  # noqa: ASYNC110 - a thread fills it
                 await trio.sleep(0.001)
             nursery.cancel_scope.cancel()
+
+
+async def test_a_thread_that_fails_when_the_others_have_stopped_already() -> None:
+    """Its error is the reason, though its task was cancelled meanwhile."""
+    cores = Cores(2)
+    expanding = Expanding(
+        SourceLayer("sha256:a", 1, "sha256:b"), "layer", Feed(cores, None), cores, Shares()
+    )
+
+    def fail_late(stopped: Expanding) -> None:
+        with pytest.raises(StoppedError):
+            stopped.pipe.get()  # until the others have stopped
+        raise FormatError("damaged")
+
+    async def stop_first() -> None:
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        raise StoppedError
+
+    with trio.fail_after(30), pytest.raises(FormatError, match="damaged"):
+        try:
+            async with trio.open_nursery(strict_exception_groups=True) as nursery:
+                nursery.start_soon(expanding.feed_to, fail_late)
+                nursery.start_soon(stop_first)
+        except BaseExceptionGroup as group:
+            raise reason(group) from None

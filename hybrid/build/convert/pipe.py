@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+import trio
+
 from hybrid.build.convert.cores import Cores
 from hybrid.core.device import Buffer
 from hybrid.core.disk import first_error
@@ -15,8 +17,12 @@ class StoppedError(Exception):
 
 
 def reason(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error of a group that is the reason of the others."""
-    _, others = group.split(StoppedError)
+    """The error of a group that is the reason of the others.
+
+    A thread may fail only after the other one has been told to stop, which cancels the task that
+    waits for it: cancellations are no reason either, as long as there is an error.
+    """
+    _, others = group.split((StoppedError, trio.Cancelled))
     return first_error(others or group)
 
 
