@@ -80,10 +80,10 @@ def append_layer(
     document = parse_json_object(manifest, f"manifest {base.digest}")
     # It tells what the base was converted from; that is not true of this one.
     document.pop("subject", None)
-    document["config"] |= {"digest": config_digest, "size": len(new_config)}
+    document["config"] = redirected(document["config"], config_digest, len(new_config))
     document["layers"] = [*document["layers"][: len(kept)], _descriptor(base, layer)]
     return Appended(
-        _compact(document),
+        compact(document),
         base.media_type or MANIFEST_TYPES[0],
         new_config,
         config_digest,
@@ -139,7 +139,7 @@ def _config(
         config["created"] = created
     entry = {"created": config.get("created"), "created_by": CREATED_BY, "comment": message}
     config["history"] = [*(history or []), {name: said for name, said in entry.items() if said}]
-    return _compact(config)
+    return compact(config)
 
 
 def _forget_acceleration(ids: list[Any], history: list[Any], dropped: LayerDescriptor) -> None:
@@ -151,8 +151,19 @@ def _forget_acceleration(ids: list[Any], history: list[Any], dropped: LayerDescr
         del history[0]
 
 
-def _compact(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+def redirected(descriptor: dict[str, Any], digest: str, size: int) -> dict[str, Any]:
+    """A descriptor for other content: what it embeds, or says of where the old one is, goes."""
+    kept = {key: value for key, value in descriptor.items() if key not in ("data", "urls")}
+    return kept | {"digest": digest, "size": size}
+
+
+def compact(document: dict[str, Any]) -> bytes:
+    """JSON without spaces. Raises FormatError for what Python takes for JSON, and others do not."""
+    try:
+        text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode()
+    except ValueError as error:
+        raise FormatError(f"the config or manifest has what JSON does not have: {error}") from error
 
 
 def _digest(data: bytes) -> str:

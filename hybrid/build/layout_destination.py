@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import time
@@ -50,6 +51,8 @@ class LayoutDestination(ImageDestination):
         self._ref = ref
         self._blobs = ref.directory / "blobs" / "sha256"
         self._written: list[Path] = []
+        self._checked: set[str] = set()
+        """Digests of blobs that were seen to be right, or written here."""
         self._made: list[Path] = []
         self._in_use = -1
         self._preparing = trio.Lock()
@@ -61,9 +64,12 @@ class LayoutDestination(ImageDestination):
             return False
         # First say that this layout is in use: from then on nobody takes a blob away.
         await self._prepare()
-        with contextlib.suppress(OSError):
-            return path.is_file() and (size is None or path.stat().st_size == size)
-        return False
+        # It is a directory, in which anything may have happened since.
+        known = digest in self._checked
+        if not await trio.to_thread.run_sync(_is_whole, path, "" if known else digest, size):
+            return False
+        self._checked.add(digest)
+        return True
 
     async def put_blob(self, content: BlobContent, advance: Advance = no_advance) -> PutBlob:
         await self._prepare()
@@ -77,6 +83,7 @@ class LayoutDestination(ImageDestination):
                 digest = content.digest or checked.actual_digest
                 known = await self.has_blob(digest, file.size)
                 await file.commit()
+                self._checked.add(digest)
                 if not known:
                     self._written.append(self._path(digest))
                 return PutBlob(digest, file.size, "written")
@@ -240,6 +247,19 @@ def lock_file(path: Path) -> int:
         return -1
     except OSError as error:
         raise write_error(error, path) from error
+
+
+def _is_whole(path: Path, digest: str, size: int | None) -> bool:
+    """Whether a file has the size (None: any) and the digest ("": any)."""
+    try:
+        with path.open("rb") as file:
+            if size is not None and os.fstat(file.fileno()).st_size != size:
+                return False
+            return (
+                not digest or f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
+            )
+    except OSError:
+        return False
 
 
 def remove_old_parts(directory: Path) -> None:

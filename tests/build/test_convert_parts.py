@@ -330,10 +330,13 @@ async def test_a_thread_that_fails_when_the_others_have_stopped_already() -> Non
         await trio.testing.wait_all_tasks_blocked(0.01)
         raise StoppedError
 
-    with trio.fail_after(30), pytest.raises(FormatError, match="damaged"):
+    async def both() -> None:
         try:
             async with trio.open_nursery(strict_exception_groups=True) as nursery:
                 nursery.start_soon(expanding.feed_to, fail_late)
                 nursery.start_soon(stop_first)
         except BaseExceptionGroup as group:
             raise reason(group) from None
+
+    with trio.fail_after(30), pytest.raises(FormatError, match="damaged"):
+        await both()

@@ -10,6 +10,7 @@ import pytest
 from support import oci
 from support.plain_images import PlainImage
 
+from hybrid.build.append import compact, redirected
 from hybrid.build.convert.options import Options, SourceLayer, chain_id, layer_names
 from hybrid.build.convert.planning import SourceImage, check_manifest, parse_source
 from hybrid.build.convert.result import ConvertedLayer, new_config, new_index, new_manifest
@@ -180,3 +181,16 @@ def test_errors_are_declared() -> None:
     for broken in ({"rootfs": None}, {"rootfs": {"diff_ids": [7]}}, {"rootfs": {}}):
         with pytest.raises(HybridError):
             source_of(PlainImage([b"1"], config=broken))
+
+
+def test_what_a_descriptor_embeds_is_not_kept() -> None:
+    old = {"mediaType": "m", "digest": "sha256:a", "size": 1, "data": "e30=", "urls": ["http://x"]}
+    assert redirected(old | {"annotations": {"a": "b"}}, "sha256:c", 2) == {
+        "mediaType": "m", "digest": "sha256:c", "size": 2, "annotations": {"a": "b"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "\ud800"])
+def test_what_is_no_json_is_an_error(value: object) -> None:
+    with pytest.raises(FormatError, match="JSON"):
+        compact({"x": value})

@@ -21,9 +21,9 @@ from support.umoci import unpacked
 
 from hybrid.build.erofs.image import ErofsImage
 from hybrid.build.erofs.names import BLOCK, Name, directory_size, pack_directory
-from hybrid.build.erofs.tree import FileTree
+from hybrid.build.erofs.tree import MAX_VALUES, FileTree
 from hybrid.build.ext4.apply import Applier
-from hybrid.build.ext4.native import FileSystem, NativeError
+from hybrid.build.ext4.native import ROOT, FileSystem, NativeError
 from hybrid.build.tar.decompress import open_expander
 from hybrid.build.tar.reader import TarReader
 from hybrid.errors import StorageFullError, UnsupportedError
@@ -35,7 +35,7 @@ UUID = bytes(range(16))
 def make(path: Path, layers: Sequence[bytes], size: int = 64 * GIB) -> Path:
     """The disk of an image as a sparse file, cut where the file system ends."""
     with TemporaryFile() as scratch:
-        tree = FileTree(scratch)
+        tree = FileTree(scratch, 1 << 30)
         for data in layers:
             tree.begin_layer()
             reader = TarReader(open_expander(io.BytesIO(data).read, "t").read, "layer.tar")
@@ -192,3 +192,31 @@ def test_directories(names: set[bytes]) -> None:
         for head, begin, end in zip(heads, offsets, offsets[1:], strict=False):
             found.append((block[begin:end].rstrip(b"\0"), int.from_bytes(head[:8], "little")))
     assert found == [(name, number) for number, name in enumerate(every)]
+
+
+def test_what_files_hold_is_limited() -> None:
+    """Before it is written, holes and zeros apart; what is removed gives its share back."""
+    with TemporaryFile() as scratch:
+        tree = FileTree(scratch, 10_000)
+
+        def put(name: bytes, data: bytes) -> None:
+            tree.put_file(ROOT, name, 0o644, 0, 0, 0, 0, data)
+
+        put(b"zeros", bytes(1 << 20))
+        put(b"a", b"x" * 9_000)
+        with pytest.raises(NativeError, match="no blocks"):
+            put(b"b", b"x" * 2_000)
+        tree.unlink(ROOT, b"a")
+        put(b"c", b"x" * 8_000)
+        scratch.flush()
+        assert os.fstat(scratch.fileno()).st_size == 17_000
+
+
+def test_extended_attributes_are_limited() -> None:
+    with TemporaryFile() as scratch:
+        tree = FileTree(scratch, GIB)
+        inode = tree.mkdir(ROOT, b"d", 0o755, 0, 0, 0, 0)
+        for _ in range(3):  # equal ones count once
+            tree.set_xattrs(inode, {b"user.a": bytes(MAX_VALUES // 2)}, False)
+        with pytest.raises(NativeError, match="attributes"):
+            tree.set_xattrs(inode, {b"user.b": b"x" * MAX_VALUES}, True)

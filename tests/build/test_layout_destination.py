@@ -117,6 +117,12 @@ async def test_what_is_there_is_not_written_again(layout: Path) -> None:
     assert (await add_blob(destination, content.blob)).how == "written"
     assert path.read_bytes() == DATA
     await destination.aclose()
+    # Changed by somebody since: the next one that writes there sees it.
+    path.write_bytes(b"!" + DATA[1:])
+    destination = LayoutDestination(LayoutReference(layout, "v3"))
+    assert (await add_blob(destination, content.blob)).how == "written"
+    assert path.read_bytes() == DATA
+    await destination.aclose()
 
 
 async def test_a_digest_as_name(layout: Path) -> None:

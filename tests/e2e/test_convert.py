@@ -248,6 +248,18 @@ def test_what_was_removed_is_made_again(tmp_path: Path) -> None:
 # -- Indexes -------------------------------------------------------------------------------------
 
 
+def test_a_reused_blob_that_was_changed_is_made_again(tmp_path: Path) -> None:
+    source, target = layout(tmp_path / "plain"), tmp_path / "converted"
+    first = convert(source, f"oci:{target}:v1", "--compress", "none")
+    blob = target / "blobs" / layers_of(first)[1].replace(":", "/")
+    content = blob.read_bytes()
+    blob.chmod(0o644)
+    blob.write_bytes(content[:9000] + b"changed" + content[9007:])
+    second = convert(source, f"oci:{target}:v2", "--compress", "none")
+    assert layers_of(second) == layers_of(first)
+    assert blob.read_bytes() == content
+
+
 def put_index(path: Path) -> tuple[str, list[oci.Json]]:
     builder = oci.LayoutBuilder(path)
     entries = []

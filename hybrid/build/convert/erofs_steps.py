@@ -40,7 +40,7 @@ class ErofsSteps:
             )
         except OSError as error:
             raise scratch_error(error, directory) from error
-        self._tree = FileTree(self._scratch)
+        self._tree = FileTree(self._scratch, size)
         self._image: ErofsImage | None = None
 
     async def apply(self, expanding: Expanding) -> None:

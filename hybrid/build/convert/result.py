@@ -5,12 +5,11 @@ Spec: image-format 2 to 4, 8, 11. All that is not about layers stays as it was i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hybrid.build.append import LAYER_TYPES, layer_type
+from hybrid.build.append import LAYER_TYPES, compact, layer_type, redirected
 from hybrid.build.contract import manifest_blob
 from hybrid.build.convert.planning import CONFIG_TYPES, SourceImage
 from hybrid.core.json_fields import parse_json_object
@@ -57,7 +56,7 @@ def new_config(source: SourceImage, layers: Sequence[ConvertedLayer], fs: str) -
         else:
             added = {"created_by": CREATED_BY, "comment": "an empty ext4"}
             config["history"] = [{"created": EPOCH, **added}, *history]
-    return _compact(config)
+    return compact(config)
 
 
 def _dated(entry: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,14 +74,11 @@ def new_manifest(
     # It would say that the result is about something that only the source is about.
     document.pop("subject", None)
     described = manifest_blob(config, "")
-    document["config"] = document["config"] | {
-        "digest": described.digest,
-        "size": len(config),
-    }
+    document["config"] = redirected(document["config"], described.digest, len(config))
     document["config"].setdefault("mediaType", CONFIG_TYPES[0])
     kind = _layer_type(source.manifest, media_type)
     document["layers"] = [_descriptor(layer, kind, fs) for layer in layers]
-    return manifest_blob(_compact(document), media_type)
+    return manifest_blob(compact(document), media_type)
 
 
 def _layer_type(manifest: Manifest, media_type: str) -> str:
@@ -118,12 +114,7 @@ def new_index(index: Index, data: bytes, replaced: Mapping[str, ManifestBlob]) -
     for entry, raw in zip(index.entries, document["manifests"], strict=True):
         new = replaced.get(entry.digest)
         if new is not None:
-            entries.append(
-                raw | {"mediaType": new.media_type, "digest": new.digest, "size": len(new.data)}
-            )
+            entry_of_new = redirected(raw, new.digest, len(new.data))
+            entries.append(entry_of_new | {"mediaType": new.media_type})
     document["manifests"] = entries
-    return manifest_blob(_compact(document), index.media_type or INDEX_TYPES[0])
-
-
-def _compact(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    return manifest_blob(compact(document), index.media_type or INDEX_TYPES[0])

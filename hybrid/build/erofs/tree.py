@@ -12,6 +12,8 @@ FILE = 1
 devices and fifos: 3 to 6, the type bits of their modes say which."""
 MAX_NAME = 255
 MAX_TARGET = 4095
+MAX_VALUES = 64 << 20
+"""Bytes of all values of extended attributes that differ; they are kept in memory."""
 _TYPES = {0o020000: 3, 0o060000: 4, 0o010000: 5, 0o140000: 6}
 
 
@@ -49,11 +51,17 @@ class FileTree:
     hold, and OSError if the scratch file cannot be written.
     """
 
-    def __init__(self, scratch: IO[bytes]) -> None:
+    def __init__(self, scratch: IO[bytes], limit: int) -> None:
+        """``limit``: bytes that all files may have together, holes left out."""
         self.nodes: dict[int, Node] = {ROOT: Node(DIRECTORY, 0o755, 0, 0, 0, 0)}
         self.nodes[ROOT].children = {}
         self.scratch = scratch
+        self._limit = limit
+        self._live = 0
         self._written = 0
+        self._values: dict[bytes, bytes] = {}
+        """Of extended attributes, each one once."""
+        self._values_size = 0
         self._last = ROOT
         self._layer = 0
         self._open: Node | None = None
@@ -115,6 +123,12 @@ class FileTree:
         assert node is not None, "an open file"
         if not data:
             return
+        if data[0] == data[-1] == 0 and not bytes(data).strip(b"\0"):
+            self.skip(len(data))
+            return
+        self._live += len(data)
+        if self._live > self._limit:
+            raise NativeError("full", "no blocks are left")
         self.scratch.write(data)
         pieces = node.pieces = node.pieces or []
         length = len(data)
@@ -164,6 +178,7 @@ class FileTree:
         node = self.nodes[inode]
         node.links -= 1
         if not node.links:
+            self._live -= sum(length for _, _, length in node.pieces or ())
             del self.nodes[inode]
 
     def rmdir(self, directory: int, name: bytes) -> None:
@@ -180,6 +195,13 @@ class FileTree:
     def set_xattrs(self, inode: int, attributes: dict[bytes, bytes], keep: bool) -> None:
         node = self.nodes[inode]
         merged = ((node.xattrs or {}) if keep else {}) | attributes
+        for name, value in attributes.items():
+            if value not in self._values:
+                self._values[value] = value
+                self._values_size += len(value)
+            merged[name] = self._values[value]
+        if self._values_size > MAX_VALUES:
+            raise NativeError("limit", "too many extended attributes")
         node.xattrs = merged or None
 
     def mark_fresh(self, inode: int) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hybrid.build.ext4.native import DIRECTORY, ROOT, FileSystem, NativeError, translated
-from hybrid.build.ext4.paths import Resolver, shown
+from hybrid.build.ext4.paths import Resolver
 from hybrid.build.ext4.removal import Remover
 from hybrid.build.ext4.xattrs import kept_xattrs
-from hybrid.build.tar.entry import Entry, Kind
+from hybrid.build.tar.entry import Entry, Kind, shown
 from hybrid.build.tar.reader import TarReader
 from hybrid.errors import FormatError
 

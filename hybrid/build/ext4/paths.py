@@ -7,6 +7,7 @@ the image and ``..`` of it is itself, as for a process whose root it is. Nothing
 from __future__ import annotations
 
 from hybrid.build.ext4.native import DIRECTORY, ROOT, SYMLINK, FileSystem
+from hybrid.build.tar.entry import shown
 from hybrid.errors import FormatError
 
 _MAX_LINKS = 40
@@ -29,12 +30,6 @@ def clean(name: bytes) -> list[bytes]:
         elif part not in (b"", b"."):
             parts.append(part)
     return parts
-
-
-def shown(name: bytes) -> str:
-    """A name for messages: one line, whatever it is."""
-    text = name.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) or "an empty name"
 
 
 class Resolver:

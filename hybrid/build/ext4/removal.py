@@ -42,6 +42,7 @@ class Remover:
         """Remove all that is in a directory."""
         fs = self._fs
         stack: list[tuple[int, _Children]] = [(directory, iter(fs.listdir(directory)))]
+        above_it = {directory}
         ends: list[tuple[int, bytes, int, bool]] = []
         while stack:
             here, children = stack[-1]
@@ -50,13 +51,15 @@ class Remover:
                 stack.pop()
                 if ends:
                     above, name, inode, keep = ends.pop()
+                    above_it.discard(inode)
                     if not keep:
                         self._remove_if_empty(above, name, inode)
                 continue
             name, inode, kind, fresh = child
             if kind == DIRECTORY:
-                if any(inode == above for above, _ in stack):
+                if inode in above_it:
                     raise FormatError(f"directory inode {inode} is inside itself")
+                above_it.add(inode)
                 stack.append((inode, iter(fs.listdir(inode))))
                 ends.append((here, name, inode, spare and fresh))
             else:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+_SHOWN = 300
+"""Bytes of a name that messages show."""
+
 
 class Kind(IntEnum):
     FILE = 0
@@ -44,3 +47,10 @@ class Entry:
     """Bytes of data in the archive: less than ``size`` for a sparse file."""
     sparse: list[tuple[int, int]] | None = None
     """(offset, length) in the file of each piece of stored data, ascending; None: not sparse."""
+
+
+def shown(name: bytes) -> str:
+    """A name for messages: one line that is not too long, whatever it is."""
+    text = name[:_SHOWN].decode("utf-8", "backslashreplace")
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) or "an empty name"
+    return line if len(name) <= _SHOWN else f"{line}..."

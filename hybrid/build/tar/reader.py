@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hybrid.build.tar import pax, sparse
-from hybrid.build.tar.entry import Entry, Kind
+from hybrid.build.tar.entry import Entry, Kind, shown
 from hybrid.build.tar.header import BLOCK, ZEROS, Header, parse_header
 from hybrid.build.tar.numbers import decimal, timestamp
 from hybrid.build.tar.window import Read, Window
@@ -147,14 +147,14 @@ class TarReader:
         kind = _KINDS.get(header.type)
         if kind is None:
             raise UnsupportedError(
-                f"{self.name}: {_shown(name)} at byte {offset} is of type {header.type!r}",
+                f"{self.name}: {shown(name)} at byte {offset} is of type {header.type!r}",
                 hint="layers have files, links, directories, devices and fifos only",
             )
         if kind is Kind.FILE and header.type == b"\0" and name.endswith(b"/"):
             kind = Kind.DIRECTORY
         if not (0 <= header.uid <= MAX_ID and 0 <= header.gid <= MAX_ID):
             raise FormatError(
-                f"{self.name}: {_shown(name)}: impossible owner {header.uid}:{header.gid}",
+                f"{self.name}: {shown(name)}: impossible owner {header.uid}:{header.gid}",
                 offset=offset,
             )
         size = header.size if kind is Kind.FILE else 0
@@ -276,7 +276,3 @@ def _size(values: dict[bytes, bytes], *keys: bytes) -> int:
         if values.get(key):
             return decimal(values[key], key.decode())
     raise FormatError("a sparse file without its size")
-
-
-def _shown(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")
