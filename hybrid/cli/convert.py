@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import logging
 import platform
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import trio
 
 from hybrid.build.convert.convert import ConvertedImage, ConvertResult, convert_image
+from hybrid.build.convert.kernel_disk import KernelDisk
 from hybrid.build.convert.lower import LowerBlobs
 from hybrid.build.convert.memory import Memory
-from hybrid.build.convert.options import DEFAULT_SIZE, FILE_SYSTEMS, Options
-from hybrid.build.convert.run import Run, scratch_directory
+from hybrid.build.convert.options import (
+    DEFAULT_SIZE,
+    FILE_SYSTEMS,
+    LIBRARY,
+    MOUNT,
+    WRITTEN,
+    Options,
+)
+from hybrid.build.convert.run import Run, scratch_directory, scratch_error
 from hybrid.build.opening import open_image_destination, open_image_source
 from hybrid.build.selection import Selection, parse_selection
 from hybrid.cli.convert_progress import progress
@@ -24,6 +33,10 @@ from hybrid.cli.output import print_json, printable
 from hybrid.cli.packing import packing_options, warn_of_large_blocks
 from hybrid.cli.sizes import parse_size
 from hybrid.config import GlobalConfig, load_global_config
+from hybrid.errors import UsageError
+
+if TYPE_CHECKING:
+    from hybrid.mount.lending import LenderEnd
 
 logger = logging.getLogger("hybrid")
 
@@ -49,7 +62,14 @@ class Order:
     type=click.Choice(FILE_SYSTEMS),
     default="ext4",
     show_default=True,
-    help="File system: ext4 keeps layers apart, erofs makes one of all.",
+    help="File system: erofs makes one of all layers, the others keep them apart.",
+)
+@click.option(
+    "--via",
+    type=click.Choice(list(WRITTEN)),
+    default=LIBRARY,
+    show_default=True,
+    help="Who writes it: hybrid itself, or the kernel, on a disk that is attached (takes root).",
 )
 @packing_options
 @click.option(
@@ -71,6 +91,7 @@ def command(
     source: str,
     destination: str,
     fs: str,
+    via: str,
     compress: str,
     block_size: int,
     threads: int,
@@ -87,18 +108,22 @@ def command(
     SRC and DST are images in registries or OCI layouts (oci:DIR[:TAG]); SRC may be a
     docker-archive:FILE[:TAG]. Needs no root and no mount. Layers that were converted before are
     not converted again. The same image gives the same digests everywhere.
+
+    Xfs and btrfs need --via mount, which takes root, and gives other digests each time.
     """
     warn_of_large_blocks(compress, block_size)
+    _check_file_system(fs, via)
     order = Order(
         source,
         destination,
         parse_selection(platforms, platform.machine()),
-        Options(fs, compress, block_size, parse_size(size) or DEFAULT_SIZE, threads),
+        Options(fs, compress, block_size, parse_size(size) or DEFAULT_SIZE, threads, via),
         load_global_config(config_file),
         insecure or src_insecure,
         insecure or dst_insecure,
     )
-    result, seconds = trio.run(_convert, order)
+    with _lender(order) as lender:
+        result, seconds = trio.run(_convert, order, lender)
     if as_json:
         print_json(_describe(result) | {"cpu_seconds": seconds})
     else:
@@ -106,7 +131,44 @@ def command(
     logger.info("%s", _summary(result))
 
 
-async def _convert(order: Order) -> tuple[ConvertResult, dict[str, float]]:
+def _check_file_system(fs: str, via: str) -> None:
+    if fs in WRITTEN[via]:
+        return
+    if via == LIBRARY:
+        raise UsageError(f"--fs {fs} is written by the kernel only", hint="as root: --via mount")
+    raise UsageError(
+        f"--fs {fs} is not written by the kernel", hint=f"--via mount has {', '.join(WRITTEN[via])}"
+    )
+
+
+@contextmanager
+def _lender(order: Order) -> Iterator[LenderEnd | None]:
+    """The process that attaches disks; None if none is needed."""
+    if order.options.via != MOUNT:
+        yield None
+        return
+    from hybrid.mount.lending import fork_lender
+    from hybrid.mount.preflight import check_may_mount
+
+    check_may_mount()
+    directory = scratch_directory()
+    try:
+        lender = fork_lender(order.source, _lowers(order), directory)
+    except OSError as error:
+        raise scratch_error(error, directory) from error
+    try:
+        yield lender
+    finally:
+        lender.close()
+
+
+def _lowers(order: Order) -> LowerBlobs:
+    return LowerBlobs(order.destination, order.config, insecure=order.dst_insecure)
+
+
+async def _convert(
+    order: Order, lender: LenderEnd | None
+) -> tuple[ConvertResult, dict[str, float]]:
     async with AsyncExitStack() as stack:
         config = order.config
         source = await open_image_source(order.source, config, stack, insecure=order.src_insecure)
@@ -118,14 +180,23 @@ async def _convert(order: Order) -> tuple[ConvertResult, dict[str, float]]:
         run = Run(
             source,
             destination,
-            LowerBlobs(order.destination, config, insecure=order.dst_insecure),
+            _lowers(order),
             order.options,
             memory,
             scratch_directory(),
             stack.enter_context(progress()),
+            _disk(lender),
         )
         result = await convert_image(run, order.selection, order.destination)
         return result, {what: round(took, 3) for what, took in run.shares.seconds.items()}
+
+
+def _disk(lender: LenderEnd | None) -> KernelDisk | None:
+    if lender is None:
+        return None
+    from hybrid.mount.lent_disk import LentDisk
+
+    return LentDisk(lender)
 
 
 def _describe(result: ConvertResult) -> dict[str, Any]:

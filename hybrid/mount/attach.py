@@ -171,10 +171,8 @@ class _Attachment:
         """A read that failed in the kernel's hands shows as a bare EIO; the log knows why."""
         if not isinstance(error, FormatError) or self._recorder is None:
             return error
-        reason = _last_line(self._recorder.record.log)
-        if " ERROR " not in reason:
-            return error
-        return FormatError(f"{error.message}: {reason.partition(': ')[2]}", hint=error.hint)
+        reason = last_trouble(self._recorder.record)
+        return FormatError(f"{error.message}: {reason}", hint=error.hint) if reason else error
 
     def _undo(self) -> None:
         if self._recorder is not None:
@@ -215,6 +213,12 @@ def died(record: MountRecord) -> Exception:
     with contextlib.suppress(OSError):
         record.log.rename(kept)
     return RuntimeError(f"the server failed while it started: {last}; its log is {kept}")
+
+
+def last_trouble(record: MountRecord) -> str:
+    """What the server of a mount has said last, if that was an error; else ""."""
+    said = _last_line(record.log)
+    return said.partition(": ")[2] if " ERROR " in said else ""
 
 
 def _last_line(log: Path) -> str:

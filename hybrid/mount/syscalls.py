@@ -1,5 +1,6 @@
-"""mount(2) and umount2(2), with errno. The programs mount(8) and umount(8) do more than is wanted:
-mount(8) silently makes a loop device for an erofs file, and both look at the mounted tree.
+"""mount(2), umount2(2) and others that Python does not have, with errno. The programs mount(8) and
+umount(8) do more than is wanted: mount(8) silently makes a loop device for an erofs file, and both
+look at the mounted tree.
 """
 
 from __future__ import annotations
@@ -12,6 +13,16 @@ MS_RDONLY = 1
 MNT_FORCE = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
+
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+"""The same on all architectures (include/uapi/asm-generic/unistd.h); older C libraries have no
+functions for them."""
+_CLOEXEC = 1
+"""FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC."""
+_SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
+"""Commands of fsconfig(2)."""
+_NOATIME = 0x10
+"""MOUNT_ATTR_NOATIME."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -32,6 +43,34 @@ def umount2(target: Path, flags: int = 0) -> None:
         raise _last_error(target)
 
 
-def _last_error(target: Path) -> OSError:
+def fsopen(fstype: str) -> int:
+    """A context for a new mount. Raises OSError, as all of these."""
+    return _checked(_libc.syscall(_SYS_FSOPEN, fstype.encode(), _CLOEXEC), fstype)
+
+
+def fsconfig(context: int, name: str | None, value: str | None) -> None:
+    """Set an option: a flag if there is no value. No name: make the file system ready."""
+    command = _CREATE if name is None else _SET_FLAG if value is None else _SET_STRING
+    key, text = (word if word is None else os.fsencode(word) for word in (name, value))
+    _checked(_libc.syscall(_SYS_FSCONFIG, context, command, key, text, 0), name or "")
+
+
+def fsmount(context: int) -> int:
+    """A descriptor (O_PATH) of the root directory of the mount, which keeps no times of access."""
+    return _checked(_libc.syscall(_SYS_FSMOUNT, context, _CLOEXEC, _NOATIME), "")
+
+
+def syncfs(descriptor: int) -> None:
+    """Write back the file system of a descriptor. Raises also for errors of earlier writing."""
+    _checked(_libc.syncfs(descriptor), "")
+
+
+def _checked(result: int, about: str) -> int:
+    if result < 0:
+        raise _last_error(about)
+    return result
+
+
+def _last_error(target: Path | str) -> OSError:
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number), str(target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import trio
@@ -12,7 +13,7 @@ from hybrid.build.convert.fetching import Fetching
 from hybrid.build.convert.layer_blob import Content
 from hybrid.build.convert.lower import LowerDisk
 from hybrid.build.convert.memory import Remembered
-from hybrid.build.convert.options import layer_names
+from hybrid.build.convert.options import MOUNT, LayerName, layer_names
 from hybrid.build.convert.pipe import reason
 from hybrid.build.convert.planning import SourceImage
 from hybrid.build.convert.result import ConvertedLayer
@@ -47,24 +48,28 @@ class ImageConversion:
             self._finish(number, found.digest, found.size, "reused", how)
         first = self._remembered = len(self._outcomes)
         if first < len(self._names):
-            convert = self._as_erofs if self._run.options.fs == "erofs" else self._as_ext4
             try:
                 async with AsyncExitStack() as stack:
-                    await convert(first, stack)
+                    await self._converter()(first, stack)
             except BaseExceptionGroup as group:
                 raise reason(group) from None
         return [self._outcomes[number] for number in range(len(self._names))]
 
     # -- inner -----------------------------------------------------------------------------------
 
+    def _converter(self) -> Callable[[int, AsyncExitStack], Awaitable[None]]:
+        options = self._run.options
+        if options.via == MOUNT:
+            return self._by_kernel
+        return self._as_erofs if options.fs == "erofs" else self._as_ext4
+
     async def _as_ext4(self, first: int, stack: AsyncExitStack) -> None:
         """Layer 0 is an empty file system, layer n has what source layer n - 1 changes."""
         run = self._run
         base = None
         if first:
-            below = [self._outcomes[number] for number in range(first)]
-            layers = [ConvertedLayer(found.digest, found.size) for found in below]
-            base = LowerDisk(await run.lower.open(layers, stack), run.cores)
+            disk = await run.lower.open(self._reused(first), stack)
+            base = LowerDisk(disk, run.cores)
         steps = Ext4Steps(run.options.size, base, run.directory, run.cores, run.shares)
         stack.callback(steps.close)
         async with trio.open_nursery() as nursery:
@@ -78,8 +83,39 @@ class ImageConversion:
                 else:
                     changes = await steps.make_base()
                 await self._behind.acquire()
-                nursery.start_soon(self._store, number, changes)
+                nursery.start_soon(self._store, number, changes, self._names[number])
             await self._end()
+
+    async def _by_kernel(self, first: int, stack: AsyncExitStack) -> None:
+        """As ``_as_ext4``, but the kernel writes the file system, whatever that is."""
+        # The ways that need no root do without all of this.
+        from hybrid.build.convert.kernel_steps import KernelSteps
+
+        run = self._run
+        assert run.kernel_disk is not None, "a conversion via mount has a disk"
+        steps = KernelSteps(run, run.kernel_disk, run.source.name)
+        stack.push_async_callback(steps.aclose)
+        async with trio.open_nursery() as nursery:
+            fetching = Fetching(run, self._image.layers, nursery)
+            stack.callback(fetching.close)
+            nursery.start_soon(self._watch)
+            if first:
+                lowers = self._reused(first)
+                await steps.begin_over(lowers, await run.lower.open(lowers, stack))
+            for number in range(first, len(self._names)):
+                fetching.begin(max(0, number - 1))
+                name = self._names[number]
+                if number:
+                    content, name = await steps.apply(fetching.take(number - 1), name)
+                else:
+                    content = await steps.make_base(name)
+                await self._behind.acquire()
+                nursery.start_soon(self._store, number, content, name)
+            await self._end()
+
+    def _reused(self, first: int) -> list[ConvertedLayer]:
+        below = [self._outcomes[number] for number in range(first)]
+        return [ConvertedLayer(found.digest, found.size) for found in below]
 
     async def _as_erofs(self, first: int, stack: AsyncExitStack) -> None:
         """All source layers become one."""
@@ -94,7 +130,8 @@ class ImageConversion:
                 fetching.begin(number)
                 await steps.apply(fetching.take(number))
             await self._behind.acquire()
-            await self._store(0, await steps.finish(self._names[0].uuid))
+            (name,) = self._names
+            await self._store(0, await steps.finish(name.uuid), name)
             await self._end()
 
     async def _watch(self) -> None:
@@ -111,9 +148,9 @@ class ImageConversion:
             await self._behind.acquire()
         self._watching.cancel()
 
-    async def _store(self, number: int, changes: Content) -> None:
+    async def _store(self, number: int, changes: Content, name: LayerName) -> None:
         try:
-            blob, put = await self._storing.store(changes, self._names[number])
+            blob, put = await self._storing.store(changes, name)
         finally:
             self._behind.release()
         self._finish(number, blob.digest, blob.size, "converted", put.how)

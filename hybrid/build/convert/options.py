@@ -11,7 +11,11 @@ FORMAT = "hybrid convert 1"
 """Changes whenever the same source would give other bytes, so that nothing older is reused."""
 DEFAULT_SIZE = 64 << 30
 """Bytes of the virtual disk."""
-FILE_SYSTEMS = ("ext4", "erofs")
+FILE_SYSTEMS = ("ext4", "erofs", "xfs", "btrfs")
+LIBRARY, MOUNT = "library", "mount"
+"""Who writes the file system: this program, or the kernel."""
+WRITTEN = {LIBRARY: ("ext4", "erofs"), MOUNT: ("ext4", "xfs", "btrfs")}
+"""What each of them can write."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Options:
     block_size: int = 4096
     size: int = DEFAULT_SIZE
     threads: int = 1
+    via: str = LIBRARY
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class LayerName:
 def layer_names(layers: Sequence[SourceLayer], options: Options) -> list[LayerName]:
     """The names of the layers of a converted image, bottom first.
 
-    ext4: those of the empty file system, then of each source layer. erofs: of all in one.
+    erofs: of all in one. Else: those of the empty file system, then of each source layer.
     """
     text = [FORMAT, options.fs, str(options.size), options.compress, str(options.block_size)]
     key = _hash(text)
@@ -58,6 +63,8 @@ def layer_names(layers: Sequence[SourceLayer], options: Options) -> list[LayerNa
             key = _hash([key, layer.digest, layer.diff_id])
         return [LayerName(key, derive_uuid(options, [layer.diff_id for layer in layers]), "")]
     names = [LayerName(key, derive_uuid(options, []), "")]
+    if options.via == MOUNT:
+        key = _hash([key, MOUNT])
     for number, layer in enumerate(layers, 1):
         key = _hash([key, layer.digest, layer.diff_id])
         uuid = derive_uuid(options, [layer.diff_id for layer in layers[:number]])

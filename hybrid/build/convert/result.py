@@ -41,9 +41,9 @@ def new_config(source: SourceImage, layers: Sequence[ConvertedLayer], fs: str) -
     """The config: ``rootfs.diff_ids`` replaced, and the history made to fit them.
 
     A converted layer is an uncompressed tar to those who do not know better, so its digest is its
-    diff_id. ext4: one more than the source has, at the bottom; containerd, docker and skopeo want
-    one history entry for each, so there is one in front. erofs: one for all; then the entries of
-    the source have no layers of their own any more.
+    diff_id. Most have one more than the source has, at the bottom; containerd, docker and skopeo
+    want one history entry for each, so there is one in front. erofs has one for all; then the
+    entries of the source have no layers of their own any more.
     """
     config = dict(source.config)
     config["rootfs"] = config["rootfs"] | {"diff_ids": [layer.digest for layer in layers]}
@@ -54,7 +54,7 @@ def new_config(source: SourceImage, layers: Sequence[ConvertedLayer], fs: str) -
             kept = [entry | {"empty_layer": True} for entry in history]
             config["history"] = [*kept, _dated(added, config)]
         else:
-            added = {"created_by": CREATED_BY, "comment": "an empty ext4"}
+            added = {"created_by": CREATED_BY, "comment": f"an empty {fs}"}
             config["history"] = [{"created": EPOCH, **added}, *history]
     return compact(config)
 

@@ -10,6 +10,7 @@ from hybrid.build.blob_writer import Wrapping
 from hybrid.build.contract import Advance, ImageDestination, ImageSource, no_advance
 from hybrid.build.convert.cores import Cores
 from hybrid.build.convert.feed import RunAhead
+from hybrid.build.convert.kernel_disk import KernelDisk
 from hybrid.build.convert.lower import LowerBlobs
 from hybrid.build.convert.memory import Memory
 from hybrid.build.convert.options import Options
@@ -61,6 +62,8 @@ class Run:
     memory: Memory
     directory: Path
     watcher: Watcher = field(default_factory=Watcher)
+    kernel_disk: KernelDisk | None = None
+    """For conversions via mount."""
     shares: Shares = field(default_factory=Shares)
 
     def __post_init__(self) -> None:
