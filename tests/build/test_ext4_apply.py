@@ -22,6 +22,7 @@ from support.archives import (
     special,
 )
 from support.ext4_disks import MIB, Tree, debugfs, disk, mounted, needs_root, tree_of
+from support.kernel_trees import kernel_tree
 
 from hybrid.errors import FormatError, HybridError, StorageFullError, UnsupportedError
 
@@ -29,11 +30,16 @@ S = 10**9
 
 
 def applied(tmp_path: Path, *layers: bytes, size: int = 64 * MIB) -> Tree:
-    """The tree that the kernel shows."""
+    """The tree that the kernel shows; by system calls the same one comes of it."""
     with disk(size) as made:
         made.apply(*layers)
         with mounted(made.dump(tmp_path / "disk")) as root:
-            return tree_of(root)
+            tree = tree_of(root)
+    by_kernel = kernel_tree(tmp_path, *layers)
+    if not tree[b""]["mtime"]:
+        by_kernel[b""]["mtime"] = 0  # that of mke2fs
+    assert by_kernel == tree
+    return tree
 
 
 def refused(kind: type[HybridError], match: str, *layers: bytes, size: int = 64 * MIB) -> None:

@@ -32,8 +32,7 @@ _PLACES = 4096
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CAPABILITY = b"security.capability"
 _DEFAULT_ACL = b"system.posix_acl_default"
-_SAFE_SECONDS = range(-(1 << 31), 1 << 31)
-"""Times that every file system can keep."""
+_ROOM_BLOCKS = 64
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LIMITS = (
     errno.ENAMETOOLONG, errno.EMLINK, errno.EFBIG, errno.E2BIG, errno.ERANGE, errno.EOVERFLOW,
@@ -100,9 +99,14 @@ class KernelTree:
     def listdir(self, directory: int) -> list[tuple[bytes, int, int, bool]]:
         with self._translated():
             above = self._directory(directory)
+            # btrfs shows what was there when the descriptor was opened.
+            fresh_one = os.open(".", _DIRECTORY_FLAGS, dir_fd=above)
+            try:
+                names = [os.fsencode(text) for text in os.listdir(fresh_one)]
+            finally:
+                os.close(fresh_one)
             listed = []
-            for text in os.listdir(above):
-                name = os.fsencode(text)
+            for name in names:
                 found = os.stat(name, dir_fd=above, follow_symlinks=False)
                 inode, kind, fresh = self._seen(directory, name, found.st_ino, found.st_mode)
                 listed.append((name, inode, kind, fresh))
@@ -122,7 +126,6 @@ class KernelTree:
             self._own(above, name, uid, gid)
             os.chmod(self._directory(inode), mode & 0o7777)
         self._times[inode] = (seconds, ns)
-        self._check_time(inode, seconds)
         return inode
 
     def put_file(
@@ -170,9 +173,8 @@ class KernelTree:
                 if not self._has_owner:
                     os.chown(file, uid, gid)
                 os.chmod(file, mode & 0o7777)
-                _set_time(file, seconds, ns)
-                if seconds not in _SAFE_SECONDS:
-                    _compare_time(os.fstat(file), seconds)
+                time = seconds * 10**9 + ns
+                os.utime(file, ns=(time, time))
         finally:
             os.close(file)
 
@@ -197,8 +199,16 @@ class KernelTree:
         if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
             raise NativeError("limit", f"a device with the number {major}:{minor}")
         with self._creating(directory) as above:
-            kind = stat.S_IFMT(mode)
-            os.mknod(name, kind | 0o600, os.makedev(major, minor), dir_fd=above)
+            try:
+                device = os.makedev(major, minor)
+                os.mknod(name, stat.S_IFMT(mode) | 0o600, device, dir_fd=above)
+            except OSError as error:
+                # xfs has majors below 512, and minors of 18 bits.
+                if error.errno == errno.EINVAL:
+                    raise NativeError(
+                        "limit", f"a device with the number {major}:{minor}"
+                    ) from None
+                raise
             inode = self._made(directory, name)
             self._own(above, name, uid, gid)
             self._set_mode(above, name, mode)
@@ -241,7 +251,6 @@ class KernelTree:
                 os.chown(descriptor, uid, gid)
                 os.chmod(descriptor, mode & 0o7777)
                 self._times[inode] = (seconds, ns)
-                self._check_time(inode, seconds)
                 return
             directory, name = self._files[inode]
             above = self._directory(directory)
@@ -270,12 +279,7 @@ class KernelTree:
                 try:
                     os.setxattr(path, name, value, follow_symlinks=False)
                 except OSError as error:
-                    if error.errno == errno.EINVAL:
-                        text = name.decode(errors="replace")
-                        raise NativeError(
-                            "format", f"invalid value of the extended attribute {text}"
-                        ) from None
-                    raise
+                    raise self._refused(error, name) from error
             if _DEFAULT_ACL in attributes:
                 self._take_acl(inode)
 
@@ -364,7 +368,7 @@ class KernelTree:
         self._directories.pop(inode, None)
 
     def _path(self, inode: int) -> bytes:
-        """For calls that take no descriptor of a directory. Only its last element counts."""
+        """For calls that take no descriptor of a directory."""
         if inode == ROOT or inode in self._directories:
             return b"/proc/self/fd/%d/." % self._directory(inode)
         directory, name = self._files[inode]
@@ -379,19 +383,20 @@ class KernelTree:
 
     def _set_time(self, inode: int, seconds: int, ns: int) -> None:
         directory, name = self._files[inode]
-        above = self._directory(directory)
         time = seconds * 10**9 + ns
+        above = self._directory(directory)
         os.utime(name, ns=(time, time), dir_fd=above, follow_symlinks=False)
-        if seconds not in _SAFE_SECONDS:
-            _compare_time(os.stat(name, dir_fd=above, follow_symlinks=False), seconds)
 
-    def _check_time(self, inode: int, seconds: int) -> None:
-        if seconds in _SAFE_SECONDS:
-            return
-        with self._translated():
-            descriptor = self._directory(inode)
-            _set_time(descriptor, seconds, 0)
-            _compare_time(os.fstat(descriptor), seconds)
+    def _refused(self, error: OSError, name: bytes) -> Exception:
+        """Why an attribute cannot be set."""
+        text = name.decode(errors="replace")
+        is_acl = name.startswith(b"system.posix_acl_")
+        if error.errno == errno.EINVAL or (is_acl and error.errno == errno.EOPNOTSUPP):
+            return NativeError("format", f"invalid value of the extended attribute {text}")
+        # ext4 says of too many attributes that there is no space.
+        if error.errno == errno.ENOSPC and os.statvfs(self._root).f_bavail > _ROOM_BLOCKS:
+            return NativeError("limit", f"no room for the extended attribute {text} of this file")
+        return error
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -399,17 +404,6 @@ class KernelTree:
             yield
         except OSError as error:
             raise _native(error) from error
-
-
-def _set_time(descriptor: int, seconds: int, ns: int) -> None:
-    time = seconds * 10**9 + ns
-    os.utime(descriptor, ns=(time, time))
-
-
-def _compare_time(found: os.stat_result, seconds: int) -> None:
-    """The kernel cuts off what a file system cannot keep without a word."""
-    if found.st_mtime_ns // 10**9 != seconds:
-        raise NativeError("limit", f"the file system cannot keep the time {seconds}")
 
 
 def _native(error: OSError) -> NativeError:
