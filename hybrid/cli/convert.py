@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -33,7 +34,7 @@ from hybrid.cli.output import print_json, printable
 from hybrid.cli.packing import packing_options, warn_of_large_blocks
 from hybrid.cli.sizes import parse_size
 from hybrid.config import GlobalConfig, load_global_config
-from hybrid.errors import UsageError
+from hybrid.errors import PermissionNeededError, UsageError
 
 if TYPE_CHECKING:
     from hybrid.mount.lending import LenderEnd
@@ -147,10 +148,13 @@ def _lender(order: Order) -> Iterator[LenderEnd | None]:
     if order.options.via != MOUNT:
         yield None
         return
+    if os.geteuid() != 0:
+        raise PermissionNeededError(
+            "--via mount needs root, to attach a disk and mount it",
+            hint="without it hybrid writes ext4 and erofs by itself",
+        )
     from hybrid.mount.lending import fork_lender
-    from hybrid.mount.preflight import check_may_mount
 
-    check_may_mount()
     directory = scratch_directory()
     try:
         lender = fork_lender(order.source, _lowers(order), directory)

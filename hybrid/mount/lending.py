@@ -9,8 +9,11 @@ snapshot`` do, one order after the other: a JSON object per line, and one for an
     {"trouble": true}   what the server said last that is bad   ->  {"said": TEXT}
     {"detach": true}                                            ->  {}
 
-or {"error": ...}, as ``errors.encode_error`` has it. Once nobody is at the other end, however that
-has come, it takes all away: the disk, and the directory with all that was written to it.
+or {"error": ...}, as ``errors.encode_error`` has it. Orders have a "number", which their answers
+repeat: the borrower may have been interrupted while it waited for an earlier one.
+
+Once nobody is at the other end, however that has come, it takes all away: the disk, and the
+directory with all that was written to it.
 """
 
 from __future__ import annotations
@@ -159,7 +162,11 @@ class _Lender:
                 force_end(self._record)
 
     def _answer(self, order: dict[str, Any]) -> dict[str, Any]:
+        number = order.pop("number")
         ((name, value),) = order.items()
+        return self._carry_out(name, value) | {"number": number}
+
+    def _carry_out(self, name: str, value: object) -> dict[str, Any]:
         try:
             return self._orders[name](value)
         except HybridError as error:

@@ -39,6 +39,8 @@ class LentDisk:
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(lender.channel))
         self._device = Path()
         self._descriptor = -1
+        self._received = b""
+        self._orders = 0
 
     async def attach(self, lowers: Sequence[Path] | Sequence[ConvertedLayer]) -> None:
         files = [os.fspath(lower) for lower in lowers if isinstance(lower, Path)]
@@ -93,19 +95,27 @@ class LentDisk:
         return SystemSupportError(f"cannot write to {self._device}: {said or text}")
 
     async def _order(self, name: str, value: object) -> dict[str, Any]:
-        """Never cancelled half-way: an answer that nobody takes would be the next one's."""
+        self._orders += 1
+        number = self._orders
+        line = json.dumps({name: value, "number": number}).encode() + b"\n"
+        # Whoever gives the next order wants to find this one carried out.
         with trio.CancelScope(shield=True):
             try:
-                await self._stream.send_all(json.dumps({name: value}).encode() + b"\n")
-                received = b""
-                while not received.endswith(b"\n"):
-                    part = await self._stream.receive_some(_LINE_BYTES)
-                    if not part:
-                        raise trio.BrokenResourceError
-                    received += part
+                await self._stream.send_all(line)
+                while (answer := await self._next_answer())["number"] != number:
+                    pass  # to an order whose giver was interrupted
             except trio.BrokenResourceError:
                 raise SystemSupportError("the process that lends the disk died") from None
-        answer: dict[str, Any] = json.loads(received)
         if "error" in answer:
             raise decode_error(answer["error"])
+        return answer
+
+    async def _next_answer(self) -> dict[str, Any]:
+        while b"\n" not in self._received:
+            part = await self._stream.receive_some(_LINE_BYTES)
+            if not part:
+                raise trio.BrokenResourceError
+            self._received += part
+        line, _, self._received = self._received.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
         return answer

@@ -11,9 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,10 +20,11 @@ import pytest
 from support import oci
 from support.archives import archive, member
 from support.commands import fail, run, spawn, succeed, succeed_json
-from support.ext4_disks import check, needs_root, tree_of
+from support.ext4_disks import check, needs_root
+from support.kernel_trees import shown
 from support.plain_images import PlainImage, rich_layers
 from support.registry import RealRegistry
-from support.side_servers import SideServer, reply
+from support.stopping_registry import BIG, StoppingRegistry
 from support.umoci import make_image, unpacked_image
 
 from hybrid.errors import (
@@ -110,7 +109,7 @@ def test_the_tree_of_the_result(server: RealRegistry, tmp_path: Path, via: str, 
     subprocess.run([*command, "mount", reference, mountpoint], check=True, env=environment,
                    stdout=subprocess.DEVNULL)  # fmt: skip
     try:
-        found = tree_of(mountpoint)
+        found = shown(mountpoint)
     finally:
         subprocess.run([*command, "umount", mountpoint], check=True, env=environment)
     expected = unpacked_image(image, tmp_path / "bundle")
@@ -452,37 +451,6 @@ def test_no_room_for_temporary_files(
 
 # -- Interruptions -------------------------------------------------------------------------------
 
-BIG = archive(member(b"big", Random(3).randbytes(20_000_000)))
-
-
-class StoppingRegistry(SideServer):
-    """Serves a plain image; the first answer with its top layer stops in the middle."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        image = PlainImage([rich_layers()[0], BIG])
-        self.manifest = image.manifest()
-        self.big = image.blobs()[1]
-        self.blobs = {oci.digest_of(x): x for x in (image.config_data(), *image.blobs())}
-        self.half_sent = threading.Event()
-        self.end = threading.Event()
-
-    def answer(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
-        if "/manifests/" in request.path:
-            reply(request, 200, self.manifest, {"Content-Type": oci.OCI_MANIFEST})
-            return
-        data = self.blobs[request.path.rpartition("/")[2]]
-        if data != self.big or self.half_sent.is_set():
-            reply(request, 200, data)
-            return
-        request.send_response(200)
-        request.send_header("Content-Length", str(len(data)))
-        request.end_headers()
-        request.wfile.write(data[: len(data) // 2])
-        self.half_sent.set()
-        self.end.wait(60)
-        request.close_connection = True
-
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_and_continued(
@@ -505,7 +473,8 @@ def test_interrupted_and_continued(
                 errors.append(process.stderr.readline())
                 assert errors[-1], errors
             process.send_signal(number)
-            errors += process.communicate(timeout=30)[1].splitlines()
+            # Long before the registry gives up.
+            errors += process.communicate(timeout=15)[1].splitlines()
         finally:
             registry.end.set()
             process.kill()

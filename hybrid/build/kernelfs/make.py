@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -46,6 +47,8 @@ async def make_file_system(fs: str, path: Path, size: int) -> None:
         # The first line has the reason; what follows may be all options of the program.
         lines = [line.strip() for line in said if line.strip()]
         reason = lines[0] if lines else f"exit code {done.returncode}"
+        if os.strerror(errno.ENOSPC) in reason:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
         raise UsageError(
             f"{command[0]} makes no file system of {size} bytes: {reason[:_MOST_REASON]}",
             hint="choose another --size",
