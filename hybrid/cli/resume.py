@@ -9,7 +9,7 @@ from importlib import resources
 import click
 
 from hybrid.cli.output import print_json
-from hybrid.errors import UsageError
+from hybrid.errors import UnsupportedError, UsageError
 from hybrid.mount.listing import describe_record
 from hybrid.mount.origin import ImageOrigin, OpenDevice
 from hybrid.mount.paths import find_target
@@ -42,6 +42,11 @@ def command(target: str | None, foreground: bool, print_unit: bool, as_json: boo
 
 
 def _opener_of(record: MountRecord) -> OpenDevice:
+    if not record.origin:
+        raise UnsupportedError(
+            f"{record.id} is the disk of a `hybrid convert`, and ends with that",
+            hint="convert again",
+        )
     origin = ImageOrigin.from_json(record.origin, record.digest)
     origin.restore_environment()
     return origin.opener(origin.load_settings())
