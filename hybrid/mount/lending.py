@@ -220,6 +220,12 @@ class _Lender:
 
     def _detach(self, value: object) -> dict[str, Any]:
         self._take_away(_BUSY_SECONDS)
+        # There may be another disk after this one.
+        for path in self._lending.directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
         return {}
 
     def _attached(self) -> MountRecord:

@@ -6,6 +6,7 @@ forks one that attaches the disk.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from support.commands import fail, spawn, succeed
 from support.ext4_disks import check, needs_root
 from support.kernel_trees import shown
 from support.mounting import poll_until
-from support.plain_images import PlainImage, rich_layers
+from support.plain_images import PlainImage, put_index, rich_layers
 from support.registry import RealRegistry
 from support.stopping_registry import StoppingRegistry
 from support.umoci import unpacked
@@ -187,6 +188,23 @@ def test_layers_are_reused_and_added_to(bench: Bench, tmp_path: Path, place: str
     assert set(found) == set(expected)
     for path, row in expected.items():
         assert found[path] == row, path
+
+
+@needs_root
+def test_several_images_of_an_index(bench: Bench, tmp_path: Path) -> None:
+    """Each gets a disk of its own, over what the ones before it have brought."""
+    source, _ = put_index(tmp_path / "source")
+    target = f"oci:{tmp_path}/target:multi"
+    options = ("--json", "--via", "mount", "--fs", "xfs", "--size", SIZE, "--platform", "all")
+    code, out, err = bench.run("convert", *options, source, target)
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["layers"] == {"converted": 5, "reused": 4}
+    for image in result["images"]:
+        tree = bench.mounted_tree(f"oci:{tmp_path}/target@{image['digest']}")
+        text = image["platform"].rpartition("/")[2].encode()
+        assert tree[b"architecture"]["content"] == hashlib.sha256(text).hexdigest()
+        assert b"etc/motd" in tree
 
 
 @pytest.mark.guest
