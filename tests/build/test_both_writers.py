@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import cast
+from typing import Any, cast
 
 import pytest
+import trio
 from support.archives import DIR, archive, member
 from support.ext4_disks import MIB, debugfs, disk
 
+from hybrid.build.convert.cores import Cores
+from hybrid.build.convert.erofs_steps import ErofsSteps
+from hybrid.build.convert.expanding import Expanding
+from hybrid.build.convert.ext4_steps import Ext4Steps
+from hybrid.build.convert.feed import Feed
+from hybrid.build.convert.options import SourceLayer
+from hybrid.build.convert.pipe import StoppedError
+from hybrid.build.convert.shares import Shares
 from hybrid.build.erofs.tree import FileTree
 from hybrid.build.ext4.apply import Applier
 from hybrid.build.ext4.native import ROOT, FileSystem
+from hybrid.build.ext4.removal import Remover
 from hybrid.build.tar.reader import TarReader
 from hybrid.errors import FormatError
 
@@ -83,3 +95,77 @@ def test_what_is_an_acl_is_kept(tmp_path: Path, names_of: Names) -> None:
 def test_an_acl_without_entries_is_none(tmp_path: Path, names_of: Names) -> None:
     data = archive(member(b"x/", kind=DIR, xattrs={ACCESS: VERSION, DEFAULT: VERSION}))
     assert names_of(data, tmp_path) == set()
+
+
+# --- What stops them
+
+MANY = 300
+FULL = archive(
+    member(b"d/", kind=DIR),
+    *(member(b"d/%03d" % number, b"x") for number in range(MANY)),
+    member(b"e/", kind=DIR),
+    *(member(b"e/%03d" % number, b"x") for number in range(MANY)),
+)
+REMOVALS = {
+    "opaque": archive(member(b"d/.wh..wh..opq")),
+    "whiteout": archive(member(b".wh.d")),
+    "root": archive(member(b".wh..wh..opq")),
+    "replaced": archive(member(b"d", b"now a file")),
+}
+
+
+@pytest.fixture(params=["ext4", "erofs"])
+def steps(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    cores, shares = Cores(2), Shares()
+    made: Ext4Steps | ErofsSteps
+    if request.param == "ext4":
+        made = Ext4Steps(64 * MIB, None, tmp_path, cores, shares)
+    else:
+        made = ErofsSteps(64 * MIB, tmp_path, cores, shares)
+    yield made
+    made.close()
+
+
+def expanded(data: bytes) -> Expanding:
+    """A layer all of which has been expanded already."""
+    cores = Cores(2)
+    layer = SourceLayer("sha256:a", 1, f"sha256:{hashlib.sha256(data).hexdigest()}")
+    expanding = Expanding(layer, "layer", Feed(cores, None), cores, Shares())
+    expanding.pipe.put(data)
+    expanding.pipe.end()
+    return expanding
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+async def test_a_removal_that_is_cancelled_ends_soon(
+    steps: Ext4Steps | ErofsSteps, removal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the next name: what a cancelled conversion has made is of no use to anybody."""
+    if isinstance(steps, Ext4Steps):
+        await steps.make_base()
+    await steps.apply(expanded(FULL))
+    expanding = expanded(REMOVALS[removal])
+    scope = trio.CancelScope()
+    stopped = threading.Event()
+    removed: list[bytes] = []
+    remove_file, stop = Remover._remove_file, expanding.stop
+
+    def remove_and_cancel(
+        remover: Remover, directory: int, name: bytes, kind: int, keep: bool
+    ) -> None:
+        remove_file(remover, directory, name, kind, keep)
+        removed.append(name)
+        if len(removed) == MANY // 2:
+            trio.from_thread.run_sync(scope.cancel)
+            assert stopped.wait(30)
+
+    def stop_and_tell() -> None:
+        stop()
+        stopped.set()
+
+    monkeypatch.setattr(Remover, "_remove_file", remove_and_cancel)
+    monkeypatch.setattr(expanding, "stop", stop_and_tell)
+    with trio.fail_after(60), scope, pytest.raises(StoppedError):
+        await steps.apply(expanding)
+    assert scope.cancel_called
+    assert len(removed) == MANY // 2
