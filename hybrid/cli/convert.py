@@ -100,10 +100,10 @@ def command(
     )
     result, seconds = trio.run(_convert, order)
     if as_json:
-        print_json(_describe(result) | {"cpu_seconds": seconds})
+        print_json(describe(result) | {"cpu_seconds": seconds})
     else:
         click.echo(printable(result.reference))
-    logger.info("%s", _summary(result))
+    logger.info("%s", summary(result))
 
 
 async def _convert(order: Order) -> tuple[ConvertResult, dict[str, float]]:
@@ -128,7 +128,8 @@ async def _convert(order: Order) -> tuple[ConvertResult, dict[str, float]]:
         return result, {what: round(took, 3) for what, took in run.shares.seconds.items()}
 
 
-def _describe(result: ConvertResult) -> dict[str, Any]:
+def describe(result: ConvertResult) -> dict[str, Any]:
+    """The result for ``--json``."""
     return {
         "reference": result.reference,
         "digest": result.digest,
@@ -156,7 +157,8 @@ def _describe_image(image: ConvertedImage) -> dict[str, Any]:
     }
 
 
-def _summary(result: ConvertResult) -> str:
+def summary(result: ConvertResult) -> str:
+    """The result in a line."""
     converted, reused = result.count("converted"), result.count("reused")
     if not converted:
         return f"{result.reference}: all {reused} layers were reused"

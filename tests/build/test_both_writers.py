@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import trio
@@ -24,11 +22,8 @@ from hybrid.build.convert.feed import Feed
 from hybrid.build.convert.options import SourceLayer
 from hybrid.build.convert.pipe import StoppedError
 from hybrid.build.convert.shares import Shares
-from hybrid.build.erofs.tree import FileTree
-from hybrid.build.ext4.apply import Applier
-from hybrid.build.ext4.native import ROOT, FileSystem
+from hybrid.build.ext4.native import ROOT
 from hybrid.build.ext4.removal import Remover
-from hybrid.build.tar.reader import TarReader
 from hybrid.errors import FormatError
 
 ACCESS, DEFAULT = b"system.posix_acl_access", b"system.posix_acl_default"
@@ -36,11 +31,7 @@ VERSION = struct.pack("<I", 2)
 ENTRIES = b"".join(struct.pack("<HHI", tag, 7, 0xFFFFFFFF) for tag in (1, 4, 32))
 
 
-def reader_of(data: bytes) -> TarReader:
-    return TarReader(io.BytesIO(data).read, "layer.tar")
-
-
-def ext4_names(data: bytes, tmp_path: Path) -> set[bytes]:
+async def ext4_names(data: bytes, tmp_path: Path) -> set[bytes]:
     """The names of the extended attributes of ``x``, as debugfs shows them."""
     with disk() as made:
         made.apply(data)
@@ -48,15 +39,18 @@ def ext4_names(data: bytes, tmp_path: Path) -> set[bytes]:
         return {line.split()[0].encode() for line in lines if line.startswith("  ")}
 
 
-def erofs_names(data: bytes, tmp_path: Path) -> set[bytes]:
-    with TemporaryFile() as scratch:
-        tree = FileTree(scratch, MIB)
-        Applier(cast(FileSystem, tree), MIB).apply(reader_of(data), None)
+async def erofs_names(data: bytes, tmp_path: Path) -> set[bytes]:
+    steps = ErofsSteps(MIB, tmp_path, Cores(2), Shares())
+    try:
+        await steps.apply(expanded(data))
+        tree = steps._tree
         return set(tree.nodes[tree.children(ROOT)[b"x"]].xattrs or {})
+    finally:
+        steps.close()
 
 
 both = pytest.mark.parametrize("names_of", [ext4_names, erofs_names])
-Names = Callable[[bytes, Path], set[bytes]]
+Names = Callable[[bytes, Path], Awaitable[set[bytes]]]
 
 
 @both
@@ -74,27 +68,27 @@ Names = Callable[[bytes, Path], set[bytes]]
     ],
     ids=["empty", "nonsense", "short", "version", "cut", "half", "tag"],
 )
-def test_what_is_no_acl_is_refused(
+async def test_what_is_no_acl_is_refused(
     tmp_path: Path, names_of: Names, name: bytes, value: bytes
 ) -> None:
     data = archive(member(b"x/", kind=DIR, xattrs={name: value}))
-    with pytest.raises(FormatError, match=r"layer\.tar: .*x/.*: invalid value of .* system\.posix"):
-        names_of(data, tmp_path)
+    with pytest.raises(FormatError, match=r"layer.*: x/: invalid value of .* system\.posix"):
+        await names_of(data, tmp_path)
 
 
 @both
-def test_what_is_an_acl_is_kept(tmp_path: Path, names_of: Names) -> None:
+async def test_what_is_an_acl_is_kept(tmp_path: Path, names_of: Names) -> None:
     acls = {ACCESS: VERSION + ENTRIES, DEFAULT: VERSION + ENTRIES}
-    assert names_of(archive(member(b"x/", kind=DIR, xattrs=acls)), tmp_path) == set(acls)
+    assert await names_of(archive(member(b"x/", kind=DIR, xattrs=acls)), tmp_path) == set(acls)
     # On a file Linux has no use for the second one, so nobody looks what it is.
     data = archive(member(b"x", xattrs={ACCESS: VERSION + ENTRIES, DEFAULT: b"nonsense"}))
-    assert names_of(data, tmp_path) == {ACCESS}
+    assert await names_of(data, tmp_path) == {ACCESS}
 
 
 @both
-def test_an_acl_without_entries_is_none(tmp_path: Path, names_of: Names) -> None:
+async def test_an_acl_without_entries_is_none(tmp_path: Path, names_of: Names) -> None:
     data = archive(member(b"x/", kind=DIR, xattrs={ACCESS: VERSION, DEFAULT: VERSION}))
-    assert names_of(data, tmp_path) == set()
+    assert await names_of(data, tmp_path) == set()
 
 
 # --- What stops them
