@@ -105,17 +105,22 @@ class ArchiveLayer(LayerContent):
         return stream
 
 
-class SecondReading(VerifiedStream):
+class SecondReading(ByteStream):
     """A layer that was measured, once more: the end comes only if it is the same."""
 
     def __init__(self, content: LayerContent, measured: PlainLayer) -> None:
-        super().__init__(content.open(), measured.digest, measured.size)
+        self.name = content.name
+        self.verified = measured.digest
+        self._stream = VerifiedStream(content.open(), measured.digest, measured.size)
 
     async def read(self) -> Buffer:
         try:
-            return await super().read()
+            return await self._stream.read()
         except FormatError:
             raise changed(self.name) from None
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class IteratorStream(ByteStream):
