@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.archives import entries_of
+from support.archives import entries_of, read_with
 
 from hybrid.build.tar.entry import Entry, Kind
 from hybrid.build.tar.reader import MAX_ID
@@ -83,6 +83,15 @@ def test_the_length_of_a_record_counts_itself(length: int) -> None:
     entry = Entry(b"f", Kind.FILE, 0o644, 0, 0, 0, 0, 0, b"", 0, xattrs=xattrs)
     ((read, _),) = entries_of(packed((entry, b"")))
     assert read.xattrs == xattrs
+
+
+@pytest.mark.parametrize("size", [8**11 - 1, 8**11, 1 << 45])
+def test_large_files(size: int) -> None:
+    """Their heads alone: the data need not be there for it."""
+    entry = Entry(b"f", Kind.FILE, 0o644, 0, 0, 0, 0, size, b"", 0, stored=size)
+    read = next(iter(read_with(entry_head(entry))))
+    read.offset = 0
+    assert read == entry
 
 
 def example() -> list[tuple[Entry, bytes]]:
