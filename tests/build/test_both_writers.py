@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
+import signal
 import struct
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -108,16 +110,10 @@ REMOVALS = {
 }
 
 
-@pytest.fixture(params=["ext4", "erofs"])
-def steps(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    cores, shares = Cores(2), Shares()
-    made: Ext4Steps | ErofsSteps
-    if request.param == "ext4":
-        made = Ext4Steps(64 * MIB, None, tmp_path, cores, shares)
-    else:
-        made = ErofsSteps(64 * MIB, tmp_path, cores, shares)
-    yield made
-    made.close()
+def make_steps(fs: str, directory: Path) -> Ext4Steps | ErofsSteps:
+    if fs == "ext4":
+        return Ext4Steps(64 * MIB, None, directory, Cores(2), Shares())
+    return ErofsSteps(64 * MIB, directory, Cores(2), Shares())
 
 
 def expanded(data: bytes) -> Expanding:
@@ -130,36 +126,70 @@ def expanded(data: bytes) -> Expanding:
     return expanding
 
 
-@pytest.mark.parametrize("removal", REMOVALS)
-async def test_a_removal_that_is_cancelled_ends_soon(
-    steps: Ext4Steps | ErofsSteps, removal: str, monkeypatch: pytest.MonkeyPatch
+async def remove_and(
+    stop: Callable[[], None],
+    removed: list[bytes],
+    fs: str,
+    removal: str,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """At the next name: what a cancelled conversion has made is of no use to anybody."""
-    if isinstance(steps, Ext4Steps):
-        await steps.make_base()
-    await steps.apply(expanded(FULL))
-    expanding = expanded(REMOVALS[removal])
-    scope = trio.CancelScope()
-    stopped = threading.Event()
-    removed: list[bytes] = []
-    remove_file, stop = Remover._remove_file, expanding.stop
+    """Apply what removes many files, and call ``stop`` (in the thread) when half of them are gone.
 
-    def remove_and_cancel(
+    The thread goes on as soon as it was told to stop. ``removed`` gets the names.
+    """
+    remove_file = Remover._remove_file
+    told = threading.Event()
+
+    def remove_and_stop(
         remover: Remover, directory: int, name: bytes, kind: int, keep: bool
     ) -> None:
         remove_file(remover, directory, name, kind, keep)
         removed.append(name)
         if len(removed) == MANY // 2:
-            trio.from_thread.run_sync(scope.cancel)
-            assert stopped.wait(30)
+            stop()
+            assert told.wait(30)
 
-    def stop_and_tell() -> None:
-        stop()
-        stopped.set()
+    steps = make_steps(fs, directory)
+    try:
+        if isinstance(steps, Ext4Steps):
+            await steps.make_base()
+        await steps.apply(expanded(FULL))
+        expanding = expanded(REMOVALS[removal])
+        pipe_stop = expanding.pipe.stop
 
-    monkeypatch.setattr(Remover, "_remove_file", remove_and_cancel)
-    monkeypatch.setattr(expanding, "stop", stop_and_tell)
-    with trio.fail_after(60), scope, pytest.raises(StoppedError):
-        await steps.apply(expanding)
+        def stop_and_tell() -> None:
+            pipe_stop()
+            told.set()
+
+        monkeypatch.setattr(expanding.pipe, "stop", stop_and_tell)
+        monkeypatch.setattr(Remover, "_remove_file", remove_and_stop)
+        with trio.fail_after(60):
+            await steps.apply(expanding)
+    finally:
+        steps.close()
+
+
+@pytest.mark.parametrize("fs", ["ext4", "erofs"])
+@pytest.mark.parametrize("removal", REMOVALS)
+async def test_a_removal_that_is_cancelled_ends_soon(
+    tmp_path: Path, fs: str, removal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the next name: what a cancelled conversion has made is of no use to anybody."""
+    removed: list[bytes] = []
+    scope = trio.CancelScope()
+    stop = functools.partial(trio.from_thread.run_sync, scope.cancel)
+    with scope, pytest.raises(StoppedError):
+        await remove_and(stop, removed, fs, removal, tmp_path, monkeypatch)
     assert scope.cancel_called
+    assert len(removed) == MANY // 2
+
+
+@pytest.mark.parametrize("fs", ["ext4", "erofs"])
+def test_ctrl_c_ends_a_removal(tmp_path: Path, fs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python hears it in the main thread, which waits for the one that removes."""
+    removed: list[bytes] = []
+    stop = functools.partial(os.kill, os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(remove_and, stop, removed, fs, "opaque", tmp_path, monkeypatch)
     assert len(removed) == MANY // 2

@@ -59,8 +59,12 @@ class Expanding:
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         """Where one side fails, or is cancelled, the other must not wait for it, nor it for the
-        other: threads cannot be cancelled, so they are told."""
+        other: threads cannot be cancelled, so they are told.
+
+        The thread is waited for in a task of its own: Ctrl-C is heard only where the main task can
+        be interrupted."""
         done = False
+        results: list[T] = []
 
         async def watch() -> None:
             try:
@@ -69,18 +73,22 @@ class Expanding:
                 if not done:
                     self.stop()
 
+        async def work() -> None:
+            nonlocal done
+            results.append(await trio.to_thread.run_sync(function))
+            done = True
+            nursery.cancel_scope.cancel()
+
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(watch)
-                result = await trio.to_thread.run_sync(function)
-                done = True
-                nursery.cancel_scope.cancel()
+                nursery.start_soon(work)
         except BaseExceptionGroup as group:
             raise reason(group) from None
         finally:
             if not done:
                 self.stop()
-        return result
+        return results[0]
 
     def stop(self) -> None:
         """Let both threads end."""
