@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybrid.core.json_fields import parse_json_object
-from hybrid.core.lsmt import MAX_LAYERS
 from hybrid.core.manifest import (
     BLOB_DIGEST,
     BLOB_FS_TYPE,
@@ -23,6 +22,7 @@ from hybrid.core.manifest import (
     Manifest,
     overlaybd_layers,
 )
+from hybrid.core.segments import MAX_LAYERS
 from hybrid.errors import FormatError, UnsupportedError
 
 LAYER_TYPES = {

@@ -29,7 +29,8 @@ from crc32c import crc32c
 
 from hybrid.build.runs import BLOCK_SECTORS, Runs, data_of, merged, split_index, windows
 from hybrid.core.device import SECTOR, Buffer
-from hybrid.core.lsmt import BLOCK, ENTRY_SIZE, MAX_ENTRIES, MAX_LENGTH, LayerWriter, SegmentMap
+from hybrid.core.lsmt import BLOCK, ENTRY_SIZE, MAX_ENTRIES, MAX_LENGTH, LayerWriter
+from hybrid.core.segments import SegmentMap
 from hybrid.errors import BusyError, UnsupportedError
 
 Advance = Callable[[int], None]

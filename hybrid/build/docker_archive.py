@@ -10,25 +10,22 @@ digest that the made manifest has.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import trio
 
 from hybrid.build.archive_file import ArchiveFile
 from hybrid.build.contract import ImageSource
+from hybrid.build.plain_manifest import PlainLayer, plain_manifest
 from hybrid.core.byte_stream import BlobContent, ByteStream, VerifiedStream, memory_content
 from hybrid.core.json_fields import Fields, parse_json_object
-from hybrid.core.manifest import MANIFEST_TYPES, MAX_DOCUMENT_BYTES
+from hybrid.core.manifest import MAX_DOCUMENT_BYTES
 from hybrid.core.platforms import Platform
 from hybrid.core.reference import ArchiveReference, ManifestBlob, is_digest, parse_image
 from hybrid.errors import FormatError, HybridError, NotFoundError
 
-CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
-LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
-COMPRESSIONS = {b"\x1f\x8b": "+gzip", b"\x28\xb5\x2f\xfd": "+zstd"}
+COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 DAMAGED_HINT = "the archive is damaged; save the image again"
 _SHOWN_NAMES = 20
 
@@ -101,26 +98,16 @@ class DockerArchiveSource(ImageSource):
             for member, diff_id in zip(image.layers, diff_ids, strict=True)
         ]
         self._config = config
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPES[0],
-            "config": {
-                "mediaType": CONFIG_TYPE,
-                "digest": digest_of(config),
-                "size": len(config),
-            },
-            "layers": layers,
-        }
-        document = json.dumps(manifest, separators=(",", ":")).encode()
-        return ManifestBlob(document, MANIFEST_TYPES[0], digest_of(document))
+        return plain_manifest(config, layers)
 
-    async def _layer(self, member: str, diff_id: str) -> dict[str, Any]:
+    async def _layer(self, member: str, diff_id: str) -> PlainLayer:
         head = await self._archive.head(member, 4)
-        compression = next((c for magic, c in COMPRESSIONS.items() if head.startswith(magic)), "")
-        digest = await self._digest(member) if compression else diff_id
+        compression = next(
+            (kind for magic, kind in COMPRESSIONS.items() if head.startswith(magic)), "none"
+        )
+        digest = diff_id if compression == "none" else await self._digest(member)
         self._members[digest] = member
-        size = self._archive.size(member)
-        return {"mediaType": LAYER_TYPE + compression, "digest": digest, "size": size}
+        return PlainLayer(digest, self._archive.size(member), compression)
 
     async def _digest(self, member: str) -> str:
         async with VerifiedStream(self._archive.stream(member)) as stream:

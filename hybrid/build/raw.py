@@ -8,7 +8,8 @@ from pathlib import Path
 from hybrid.core.device import SECTOR, Buffer, Source, check_range
 from hybrid.core.disk import LayeredDevice
 from hybrid.core.layer import Layer
-from hybrid.core.lsmt import LayerRecord, SegmentMap
+from hybrid.core.lsmt import LayerRecord
+from hybrid.core.segments import SegmentMap
 from hybrid.core.storage import Storage, StoredFile
 from hybrid.core.stream import PlainStream
 from hybrid.errors import FormatError

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from heapq import merge
 
-from hybrid.core.lsmt import ZEROED, SegmentMap
+from hybrid.core.segments import ZEROED, SegmentMap
 
 BLOCK_SECTORS = 8
 """Sectors of the 4 KiB blocks, aligned on the disk, in which zeros are looked for."""

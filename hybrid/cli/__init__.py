@@ -29,6 +29,7 @@ VERBS = {
     "inspect": ("hybrid.cli.inspect", "Show what an image is made of."),
     "commit": ("hybrid.cli.commit", "Make a layer, or an image, of what was written to a mount."),
     "convert": ("hybrid.cli.convert", "Make an overlaybd image of a plain OCI image."),
+    "build": ("hybrid.cli.build", "Make an overlaybd image of a directory or a tar file."),
     "copy": ("hybrid.cli.copy", "Copy an image between registries, OCI layouts and archives."),
     "push": ("hybrid.cli.push", "Copy an image on disk to a registry."),
     "pull": ("hybrid.cli.pull", "Copy an image from a registry to disk."),

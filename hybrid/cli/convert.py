@@ -126,10 +126,10 @@ def command(
     with _lender(order) as lender:
         result, seconds = trio.run(_convert, order, lender)
     if as_json:
-        print_json(_describe(result) | {"cpu_seconds": seconds})
+        print_json(describe(result) | {"cpu_seconds": seconds})
     else:
         click.echo(printable(result.reference))
-    logger.info("%s", _summary(result))
+    logger.info("%s", summary(result))
 
 
 def _check_file_system(fs: str, via: str) -> None:
@@ -203,7 +203,8 @@ def _disk(lender: LenderEnd | None) -> KernelDisk | None:
     return LentDisk(lender)
 
 
-def _describe(result: ConvertResult) -> dict[str, Any]:
+def describe(result: ConvertResult) -> dict[str, Any]:
+    """The result for ``--json``."""
     return {
         "reference": result.reference,
         "digest": result.digest,
@@ -231,7 +232,8 @@ def _describe_image(image: ConvertedImage) -> dict[str, Any]:
     }
 
 
-def _summary(result: ConvertResult) -> str:
+def summary(result: ConvertResult) -> str:
+    """The result in a line."""
     converted, reused = result.count("converted"), result.count("reused")
     if not converted:
         return f"{result.reference}: all {reused} layers were reused"

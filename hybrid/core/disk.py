@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import trio
 
-from hybrid.core import lsmt
 from hybrid.core.device import SECTOR, Buffer, Device, check_range
 from hybrid.core.layer import Layer
-from hybrid.core.lsmt import ZEROS, Extent
+from hybrid.core.segments import MAX_LAYERS, ZEROS, Extent, SegmentMap, merge, restack
 from hybrid.core.stream import ZFileStream
 from hybrid.errors import UnsupportedError
 
@@ -30,7 +29,7 @@ class LayeredDevice(Device):
     def __init__(self, layers: Sequence[Layer], name: str) -> None:
         self.name = name
         self.layers = list(layers)
-        self.segments = lsmt.merge([layer.segments or lsmt.SegmentMap() for layer in layers], name)
+        self.segments = merge([layer.segments or SegmentMap() for layer in layers], name)
         for layer in self.layers:
             layer.segments = None  # the merged index has all of it
         sizes = [layer.record.virtual_size for layer in layers if layer.record.virtual_size]
@@ -39,7 +38,7 @@ class LayeredDevice(Device):
 
     def check_room(self) -> None:
         """Raises UnsupportedError if there is no room for another layer."""
-        if len(self.layers) >= lsmt.MAX_LAYERS:
+        if len(self.layers) >= MAX_LAYERS:
             raise UnsupportedError(
                 f"{self.name} has {len(self.layers)} layers, and cannot have more",
                 hint="`hybrid commit` or `hybrid layer merge` makes one of several",
@@ -52,7 +51,7 @@ class LayeredDevice(Device):
         layers.
         """
         self.check_room()
-        self.segments = lsmt.restack(layer.segments or lsmt.SegmentMap(), self.segments)
+        self.segments = restack(layer.segments or SegmentMap(), self.segments)
         layer.segments = None
         self.size = max(self.size, -(-layer.record.virtual_size // SECTOR) * SECTOR)
         self.layers.append(layer)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hybrid.core import upper_log
-from hybrid.core.lsmt import ENTRY_SIZE, LayerRecord, Segment
+from hybrid.core.lsmt import ENTRY_SIZE, LayerRecord
+from hybrid.core.segments import Segment
 from hybrid.core.storage import Storage, StoredFile
 from hybrid.core.upper_log import LOG_BEGIN, MAX_LOG_ENTRIES, Replay
 from hybrid.errors import FormatError, HybridError, StorageFailedError

@@ -14,7 +14,8 @@ import trio
 
 from hybrid.core import lsmt, zfile
 from hybrid.core.device import Buffer, Source
-from hybrid.core.lsmt import LayerRecord, SegmentMap
+from hybrid.core.lsmt import LayerRecord
+from hybrid.core.segments import SegmentMap
 from hybrid.core.stream import Stream, ZFileStream
 from hybrid.core.tarball import parse_tar
 from hybrid.errors import FormatError, UnsupportedError

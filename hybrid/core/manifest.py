@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hybrid.core.json_fields import Fields, parse_json_object
-from hybrid.core.lsmt import MAX_LAYERS
 from hybrid.core.platforms import Platform, acceptable, normalize
 from hybrid.core.reference import ManifestBlob, is_digest
+from hybrid.core.segments import MAX_LAYERS
 from hybrid.errors import FormatError, NotFoundError, UnsupportedError
 
 MAX_DOCUMENT_BYTES = 4 << 20

@@ -12,7 +12,8 @@ from hybrid.core import lsmt, upper_log
 from hybrid.core.device import SECTOR
 from hybrid.core.index_log import IndexLog
 from hybrid.core.layer import Layer
-from hybrid.core.lsmt import LayerRecord, SegmentMap
+from hybrid.core.lsmt import LayerRecord
+from hybrid.core.segments import SegmentMap
 from hybrid.core.source import FileSource
 from hybrid.core.storage import Storage, StoredFile
 from hybrid.core.stream import PlainStream

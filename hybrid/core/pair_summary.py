@@ -9,6 +9,7 @@ from typing import Any
 from hybrid.core import lsmt
 from hybrid.core.device import SECTOR
 from hybrid.core.pair import open_pair
+from hybrid.core.segments import ZEROED, SegmentMap
 from hybrid.core.source import FileSource
 from hybrid.core.storage import Storage
 from hybrid.core.unflushed import read_unflushed, running_boot, unflushed_path
@@ -40,18 +41,18 @@ def summarize_pair(data: Path, index: Path) -> dict[str, Any]:
     }
 
 
-def _read(data: Path, index: Path) -> tuple[lsmt.LayerRecord, lsmt.SegmentMap, int]:
+def _read(data: Path, index: Path) -> tuple[lsmt.LayerRecord, SegmentMap, int]:
     """Record, segments, and bytes of the data file."""
     layer = open_pair(data, index)
     assert isinstance(layer.source, FileSource)
     layer.source.close()
-    return layer.record, layer.segments or lsmt.SegmentMap(), layer.source.size
+    return layer.record, layer.segments or SegmentMap(), layer.source.size
 
 
-def live_bytes(segments: lsmt.SegmentMap) -> int:
+def live_bytes(segments: SegmentMap) -> int:
     """Bytes that are mapped to data."""
     parts = zip(segments.starts, segments.ends, segments.locations, strict=True)
-    return SECTOR * sum(end - start for start, end, location in parts if not location & lsmt.ZEROED)
+    return SECTOR * sum(end - start for start, end, location in parts if not location & ZEROED)
 
 
 def _used(data: Path) -> int:

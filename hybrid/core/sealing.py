@@ -10,6 +10,7 @@ import trio
 from hybrid.core import lsmt, upper_log
 from hybrid.core.device import SECTOR
 from hybrid.core.pair import open_pair, read_pair_record
+from hybrid.core.segments import SegmentMap
 from hybrid.core.source import FileSource
 from hybrid.core.storage import Storage, StoredFile
 from hybrid.core.unflushed import running_boot
@@ -86,8 +87,8 @@ def _seal_sparse(storage: Storage, data: Path, index: Path) -> None:
         file.close()
 
 
-def _index_of_sparse(data: Path, index: Path) -> tuple[lsmt.LayerRecord, lsmt.SegmentMap]:
+def _index_of_sparse(data: Path, index: Path) -> tuple[lsmt.LayerRecord, SegmentMap]:
     layer = open_pair(data, index)
     assert isinstance(layer.source, FileSource)
     layer.source.close()
-    return layer.record, layer.segments or lsmt.SegmentMap()
+    return layer.record, layer.segments or SegmentMap()

@@ -34,9 +34,10 @@ import trio
 from hybrid.core import lsmt, upper_log
 from hybrid.core.device import SECTOR, Buffer
 from hybrid.core.index_log import IndexLog, NewLog, final
-from hybrid.core.lsmt import ENTRY_SIZE, MAX_LENGTH, ZEROED, LayerRecord, SegmentMap
+from hybrid.core.lsmt import ENTRY_SIZE, MAX_LENGTH, LayerRecord
 from hybrid.core.pair import read_pair_record
 from hybrid.core.reclaim import Reclaimer
+from hybrid.core.segments import ZEROED, SegmentMap
 from hybrid.core.space_pool import SpacePool
 from hybrid.core.storage import Storage, StoredFile
 from hybrid.core.unflushed import UnflushedFile, find_base, unflushed_path

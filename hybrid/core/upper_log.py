@@ -32,7 +32,8 @@ from dataclasses import dataclass
 
 from hybrid.core import lsmt
 from hybrid.core.device import SECTOR, Buffer
-from hybrid.core.lsmt import ENTRY_SIZE, MAX_LENGTH, MOFFSET_MASK, ZEROED, LayerRecord, Segment
+from hybrid.core.lsmt import ENTRY_SIZE, MAX_LENGTH, LayerRecord
+from hybrid.core.segments import MOFFSET_MASK, ZEROED, Segment
 from hybrid.core.writable_map import WritableMap
 from hybrid.errors import FormatError
 

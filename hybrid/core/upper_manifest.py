@@ -12,12 +12,15 @@ implementations give to theirs (spec: tar-and-blob 5).
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hybrid.core.lsmt import BLOCK
 from hybrid.core.storage import Storage
+from hybrid.core.upper_log import UNFLUSHED_BEGIN
 from hybrid.errors import FormatError, NotFoundError
 
 MANIFEST = "upper.json"
@@ -29,6 +32,14 @@ _OURS = re.compile(
     r"|(writable_index|index-[0-9]+)(\.unflushed)?"
 )
 """Names of files of a layer; each may also end in ``.new``, while it is made."""
+_UNWRITTEN = {
+    MANIFEST: _MAX_SIZE,
+    f"{MANIFEST}.new": _MAX_SIZE,
+    _FIRST[0]: BLOCK,
+    _FIRST[1]: BLOCK,
+    f"{_FIRST[1]}.unflushed": UNFLUSHED_BEGIN,
+}
+"""The files of a layer that nothing was written to, and how many bytes they have at most."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +120,16 @@ def files_of(directory: Path) -> list[Path]:
         for path in directory.iterdir()
         if _OURS.fullmatch(path.name.removesuffix(".new")) and not path.is_dir()
     ]
+
+
+def holds_nothing(directory: Path) -> bool:
+    """Whether there is nothing there but a layer that was never written to, whole or in part.
+
+    True for an empty directory. Raises OSError.
+    """
+    with os.scandir(directory) as entries:
+        return all(
+            entry.is_file(follow_symlinks=False)
+            and entry.stat(follow_symlinks=False).st_size <= _UNWRITTEN.get(entry.name, -1)
+            for entry in entries
+        )

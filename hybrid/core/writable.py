@@ -15,7 +15,7 @@ import trio
 
 from hybrid.core.device import SECTOR, Buffer, Device, check_range
 from hybrid.core.disk import LayeredDevice, first_error, zeros
-from hybrid.core.lsmt import ZEROS, Extent
+from hybrid.core.segments import ZEROS, Extent
 from hybrid.core.upper import Upper
 from hybrid.core.writable_map import DATA, HOLE
 

@@ -1,6 +1,6 @@
 """The index of a writable layer in memory: which sectors lie where, changed in place (pure).
 
-As ``lsmt.SegmentMap``, three parallel arrays of 8-byte numbers, but cut into pieces ("chunks") of a
+As ``SegmentMap``, three parallel arrays of 8-byte numbers, but cut into pieces ("chunks") of a
 bounded length: a change moves at most one chunk. 24 bytes a segment, and up to twice that while
 chunks are half full after splits. A change costs a binary search of the chunks and one inside.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from hybrid.core.device import SECTOR
-from hybrid.core.lsmt import MOFFSET_MASK, ZEROED, ZEROS, Extent, Segment, SegmentMap
+from hybrid.core.segments import MOFFSET_MASK, ZEROED, ZEROS, Extent, Segment, SegmentMap
 
 HOLE = -2
 """The source of an Extent that this layer does not map: what is below shows."""

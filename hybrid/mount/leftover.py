@@ -23,7 +23,7 @@ class Leftover:
     """What is left and what to do about it, in one line each."""
 
     kind: str
-    """``mount``, ``state``, ``log``, ``loop``, ``fuse``, ``target`` or ``hang``."""
+    """``mount``, ``state``, ``log``, ``upper``, ``loop``, ``fuse``, ``target`` or ``hang``."""
     name: str
     """An id or a path."""
     text: str

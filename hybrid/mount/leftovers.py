@@ -22,6 +22,7 @@ from hybrid.mount.open_files import OpenFiles, look_at_processes, sees_all
 from hybrid.mount.paths import is_mounted
 from hybrid.mount.state import MountRecord, claim, remove_directory, state_root
 from hybrid.mount.target_leftovers import find_hanging, find_targets, look_at_targets
+from hybrid.mount.upper_leftovers import find_uppers
 
 _FUSE_SOURCE = re.compile(r"hybrid:[0-9a-f]{8}")
 
@@ -51,7 +52,7 @@ class Scene:
 
 
 def find_leftovers() -> list[Leftover]:
-    """Everything that is left in this user's state directory and in this machine's kernel.
+    """Everything that is left in this user's directories and in this machine's kernel.
 
     What no record tells of is judged only where all processes can be seen (``sees_all``). Raises
     PermissionNeededError for a state directory that is not private, and TimeoutExpiredError.
@@ -62,6 +63,7 @@ def find_leftovers() -> list[Leftover]:
         *(left for mount in scene.mounts for left in judge_mount(mount, scene)),
         *_find_drafts(root),
         *_find_logs(root),
+        *find_uppers(scene.mounts),
         *find_hanging(),
     ]
     return found + _find_unrecorded(scene, root) if sees_all() else found

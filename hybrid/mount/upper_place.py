@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from hybrid.errors import HybridError, NotFoundError, UsageError
 from hybrid.mount.changes import Changes, Place
 
 _TOKEN_BYTES = 4
+UPPER_NAME = re.compile(r"[0-9a-f]{8}")
+"""Names of directories that nobody has chosen."""
 
 
 def data_root() -> Path:
@@ -33,6 +36,11 @@ def data_root() -> Path:
         return Path("/var/lib/hybrid")
     home = os.environ.get("XDG_DATA_HOME")
     return (Path(home) if home else Path.home() / ".local" / "share") / "hybrid"
+
+
+def uppers_root() -> Path:
+    """The directory of the uppers whose place nobody has chosen. It need not exist yet."""
+    return data_root() / "uppers"
 
 
 class UpperPlace(Place):
@@ -115,5 +123,5 @@ def plan_changes(image: str, upper: Path | None, size: int) -> Changes:
                 )
             return Changes(os.path.abspath(own.data), size)
     token = secrets.token_hex(_TOKEN_BYTES)
-    directory = data_root() / "uppers" / token if upper is None else upper.absolute()
+    directory = uppers_root() / token if upper is None else upper.absolute()
     return Changes(str(directory), size, UpperPlace(directory, token))

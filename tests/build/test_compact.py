@@ -21,8 +21,8 @@ from hybrid.build.compact import Below, LayerText
 from hybrid.build.runs import Runs
 from hybrid.core.disk import LayeredDevice
 from hybrid.core.layer import Layer
-from hybrid.core.lsmt import SegmentMap
 from hybrid.core.opening import open_layer
+from hybrid.core.segments import SegmentMap
 from hybrid.core.source import MemorySource
 from hybrid.errors import BusyError, UnsupportedError
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybrid.build.runs import Runs, data_of, split_index, windows
-from hybrid.core.lsmt import ZEROED, SegmentMap
+from hybrid.core.segments import ZEROED, SegmentMap
 
 SECTORS = st.sets(st.integers(0, 60))
 

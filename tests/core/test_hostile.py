@@ -16,8 +16,8 @@ from support.implementations import IMPLEMENTATIONS, using
 
 from hybrid.core import lsmt, zfile
 from hybrid.core.disk import LayeredDevice, first_error
-from hybrid.core.lsmt import SegmentMap
 from hybrid.core.opening import open_layer
+from hybrid.core.segments import MAX_MERGED_ENTRIES, SegmentMap, merge
 from hybrid.core.source import FaultySource, MemorySource
 from hybrid.core.tarball import parse_tar
 from hybrid.core.zfile import ZFileWriter
@@ -106,10 +106,10 @@ async def test_impossible_virtual_size(size: int) -> None:
 
 
 def test_merge_of_too_many_segments() -> None:
-    count = lsmt.MAX_MERGED_ENTRIES // 4
+    count = MAX_MERGED_ENTRIES // 4
     many = SegmentMap(range(0, 2 * count, 2), range(1, 2 * count, 2), bytes(8))
     with pytest.raises(UnsupportedError, match="8000008 segments"):
-        lsmt.merge([many] * 4 + [SegmentMap(range(8), range(8), range(8))])
+        merge([many] * 4 + [SegmentMap(range(8), range(8), range(8))])
 
 
 async def test_scattered_extents_do_not_hold_up_the_others() -> None:

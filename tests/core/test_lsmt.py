@@ -37,7 +37,8 @@ from support.builders import (
 from support.golden_disk import disk_of, open_disk, read
 
 from hybrid.core import lsmt
-from hybrid.core.lsmt import ZEROS, LayerRecord, LayerWriter, Segment, SegmentMap
+from hybrid.core.lsmt import LayerRecord, LayerWriter
+from hybrid.core.segments import ZEROS, Segment, SegmentMap, merge
 from hybrid.errors import FormatError, HybridError, UnsupportedError
 
 NAME = "layer"
@@ -141,7 +142,7 @@ U_OVER_L = [
 
 
 def test_merge_vector() -> None:
-    merged = lsmt.merge([make_map(L), make_map(U)])
+    merged = merge([make_map(L), make_map(U)])
     assert list(merged) == [Segment(o, n, m, False, tag) for o, n, m, tag in U_OVER_L]
 
 
@@ -149,7 +150,7 @@ def test_insertion_vector_as_a_stack() -> None:
     # Each insertion of the vector as a layer of its own over the ones before.
     inserted = [(0, 20, 0), (10, 15, 50), (30, 100, 20), (5, 10, 3), (40, 10, 123),
                 (200, 10, 2133), (150, 100, 21)]  # fmt: skip
-    merged = lsmt.merge([make_map([one]) for one in inserted])
+    merged = merge([make_map([one]) for one in inserted])
     assert [segment[:3] for segment in merged] == [
         (0, 5, 0), (5, 10, 3), (15, 10, 55), (30, 10, 20), (40, 10, 123), (50, 80, 40),
         (150, 100, 21),
@@ -159,7 +160,7 @@ def test_insertion_vector_as_a_stack() -> None:
 def test_zeroed_entry_keeps_its_moffset_when_its_front_is_cut() -> None:
     lower = make_map([(0, 100, 40), (100, 100, 50)], zeroed=[1])
     upper = make_map([(10, 20, 8), (150, 10, 9)])
-    assert list(lsmt.merge([lower, upper])) == [
+    assert list(merge([lower, upper])) == [
         Segment(0, 10, 40, False, 1), Segment(10, 20, 8, False, 0), Segment(30, 70, 70, False, 1),
         Segment(100, 50, 50, True, 1), Segment(150, 10, 9, False, 0), Segment(160, 40, 50, True, 1),
     ]  # fmt: skip
@@ -168,40 +169,40 @@ def test_zeroed_entry_keeps_its_moffset_when_its_front_is_cut() -> None:
 def test_zeroed_entry_hides_what_lies_below() -> None:
     lower = make_map([(0, 100, 8)])
     upper = make_map([(10, 20, 8)], zeroed=[0])
-    extents = lsmt.merge([lower, upper]).extents(0, 100 * SECTOR)
+    extents = merge([lower, upper]).extents(0, 100 * SECTOR)
     assert [(source == ZEROS, length // SECTOR) for source, _, length in extents] == [
         (False, 10), (True, 20), (False, 70),
     ]  # fmt: skip
 
 
 def test_neighbours_of_a_merge_are_not_joined() -> None:
-    merged = lsmt.merge([make_map([(0, 10, 8), (10, 10, 18)]), make_map([])])
+    merged = merge([make_map([(0, 10, 8), (10, 10, 18)]), make_map([])])
     assert len(merged) == 2
     assert len(merged.extents(0, 20 * SECTOR)) == 1
 
 
 def test_merge_of_nothing() -> None:
-    assert list(lsmt.merge([])) == []
-    assert list(lsmt.merge([SegmentMap(), SegmentMap()])) == []
+    assert list(merge([])) == []
+    assert list(merge([SegmentMap(), SegmentMap()])) == []
 
 
 def test_merge_does_not_change_its_input() -> None:
     lower, upper = make_map(L), make_map(U)
-    lsmt.merge([lower, upper])
+    merge([lower, upper])
     assert list(lower) == list(make_map(L))
     assert list(upper) == list(make_map(U))
 
 
 def test_255_layers_and_no_more() -> None:
     one = make_map([(0, 1, 8)])
-    assert list(lsmt.merge([one] * 255)) == [Segment(0, 1, 8, False, 0)]
+    assert list(merge([one] * 255)) == [Segment(0, 1, 8, False, 0)]
     with pytest.raises(UnsupportedError, match="255"):
-        lsmt.merge([one] * 256, NAME)
+        merge([one] * 256, NAME)
 
 
 def test_tag_of_the_lowest_of_255_layers() -> None:
     layers = [make_map([(number, 1, 8 + number)]) for number in range(255)]
-    merged = lsmt.merge(layers)
+    merged = merge(layers)
     assert [segment.tag for segment in merged] == list(range(254, -1, -1))
 
 
@@ -209,7 +210,7 @@ def test_sectors_beyond_2_to_the_32() -> None:
     # The reference cuts these to 32 bits (spec: lsmt W2).
     lower = make_map([(2**32 - 5, 10, 8), (2**45, 16383, 18)])
     upper = make_map([(2**32, 1, 8), (2**45 + 5, 1, 9)])
-    merged = lsmt.merge([lower, upper])
+    merged = merge([lower, upper])
     assert [tuple(segment) for segment in merged] == [
         (2**32 - 5, 5, 8, False, 1), (2**32, 1, 8, False, 0), (2**32 + 1, 4, 14, False, 1),
         (2**45, 5, 18, False, 1), (2**45 + 5, 1, 9, False, 0), (2**45 + 6, 16377, 24, False, 1),
@@ -240,7 +241,7 @@ def layers_strategy(most: int) -> st.SearchStrategy[list[ModelLayer]]:
 def test_merge_equals_the_painted_model(layers: list[ModelLayer], style: str) -> None:
     data = [layer.build(style=style) for layer in layers]
     maps = [open_map(one)[1] for one in data]
-    merged = lsmt.merge(maps)
+    merged = merge(maps)
     disk = model_merge(layers)
     assert disk_from(data, merged, len(disk)) == disk
     ends = list(merged.ends)
@@ -281,7 +282,7 @@ def test_tall_stacks(count: int) -> None:
         ]
         layers.append(ModelLayer(tuple(writes), 320 * SECTOR))
     data = [layer.build() for layer in layers]
-    merged = lsmt.merge([open_map(one)[1] for one in data])
+    merged = merge([open_map(one)[1] for one in data])
     assert disk_from(data, merged, 320 * SECTOR) == model_merge(layers)
 
 
@@ -291,11 +292,11 @@ def test_merge_of_many_interleaved_segments() -> None:
     comb = make_map([(2 * i, 1, 8 + i) for i in range(n)])
     shifted = make_map([(2 * i + 1, 1, 8 + i) for i in range(n)])
     block = make_map([(16000 * i, 16000, 8 + 16000 * i) for i in range(3)])
-    assert len(lsmt.merge([comb, shifted])) == 2 * n
-    over = lsmt.merge([block, comb])
+    assert len(merge([comb, shifted])) == 2 * n
+    over = merge([block, comb])
     assert sum(1 for segment in over if segment.tag == 0) == n
     assert sum(segment.length for segment in over) == 48000
-    assert {segment.tag for segment in lsmt.merge([comb, block])} == {0}
+    assert {segment.tag for segment in merge([comb, block])} == {0}
 
 
 # --- lookup

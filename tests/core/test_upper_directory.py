@@ -21,8 +21,8 @@ from hybrid.core import upper_directory
 from hybrid.core.checkpoints import locked_checkpoint
 from hybrid.core.device import SECTOR
 from hybrid.core.disk import LayeredDevice
-from hybrid.core.lsmt import MAX_LAYERS
 from hybrid.core.pair import open_pair
+from hybrid.core.segments import MAX_LAYERS
 from hybrid.core.storage import Storage
 from hybrid.core.unflushed import running_boot
 from hybrid.core.upper_directory import UpperDirectory, WritableDisk, destroy

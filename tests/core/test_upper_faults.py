@@ -25,6 +25,7 @@ from hybrid.core.disk import LayeredDevice
 from hybrid.core.image import ImageRequest
 from hybrid.core.index_log import IndexLog, NewLog
 from hybrid.core.pair import open_pair
+from hybrid.core.segments import MOFFSET_MASK, SegmentMap
 from hybrid.core.storage import Storage, StoredFile
 from hybrid.core.unflushed import UnflushedFile
 from hybrid.core.upper import Upper, create_pair
@@ -415,7 +416,7 @@ async def test_a_hole_in_the_log_stays(memory_path: Path) -> None:
     await disk.aclose()
     raw = (memory_path / "index").read_bytes()[4096:]
     for _, word1 in zip(*lsmt.read_entries(raw), strict=True):
-        assert word1 & lsmt.MOFFSET_MASK >= 8  # what the reference requires of every entry
+        assert word1 & MOFFSET_MASK >= 8  # what the reference requires of every entry
 
 
 # --- files of the user whose names begin like ours
@@ -492,7 +493,7 @@ async def test_write_while_the_log_is_exchanged(
     made_it, go = threading.Event(), threading.Event()
     make = IndexLog.make
 
-    def slow_make(self: IndexLog, segments: lsmt.SegmentMap) -> NewLog:
+    def slow_make(self: IndexLog, segments: SegmentMap) -> NewLog:
         new = make(self, segments)
         made_it.set()
         go.wait(5)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybrid.core import lsmt, upper_log
-from hybrid.core.lsmt import MAX_LENGTH, ZEROED, LayerRecord
+from hybrid.core.lsmt import MAX_LENGTH, LayerRecord
+from hybrid.core.segments import ZEROED
 from hybrid.core.upper_log import Replay, UnflushedHeader
 from hybrid.core.writable_map import WritableMap
 from hybrid.errors import FormatError

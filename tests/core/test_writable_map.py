@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hybrid.core import writable_map
 from hybrid.core.device import SECTOR
-from hybrid.core.lsmt import MOFFSET_MASK, ZEROED, ZEROS, SegmentMap
+from hybrid.core.segments import MOFFSET_MASK, ZEROED, ZEROS, SegmentMap
 from hybrid.core.writable_map import DATA, HOLE, WritableMap
 
 SECTORS = 200

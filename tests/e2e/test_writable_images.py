@@ -7,7 +7,10 @@ import json
 import os
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,11 @@ from support.build_lsmt import build_append_rw
 from support.image_bench import ImageBench
 from support.mounting import MIB, ImageMaker, images, poll_until
 from support.raw_image import config_of
+from support.side_servers import SideServer
 from support.tree import read_tree
+
+from hybrid.mount.leftover import YOUNG_SECONDS
+from hybrid.mount.processes import process_state
 
 __all__ = ["images"]
 
@@ -43,6 +50,11 @@ def upper(tmp_path: Path) -> Path:
 def mount(bench: ImageBench, *arguments: object) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(bench.succeed("mount", "--json", "--rw", *arguments))
     return record
+
+
+def make_old(path: Path) -> None:
+    then = time.time() - YOUNG_SECONDS - 1
+    os.utime(path, (then, then))
 
 
 def features(disk: Path) -> str:
@@ -406,3 +418,49 @@ def test_what_other_converters_leave_is_no_obstacle(
     done = subprocess.run(["e2fsck", "-fn", record["file"]], capture_output=True, check=False)
     assert done.returncode == 0, done.stdout
     bench.succeed("umount", record["id"])
+
+
+class SilentRegistry(SideServer):
+    """Takes the first request, and never answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.end = threading.Event(), threading.Event()
+
+    def answer(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
+        self.asked.set()
+        self.end.wait(60)
+        request.close_connection = True
+
+
+@pytest.mark.parametrize("with_server", [True, False], ids=["both", "command"])
+def test_killed_while_it_starts(bench: ImageBench, tmp_path: Path, with_server: bool) -> None:
+    """The upper that nobody was told of is found, and removed once nobody can be at work on it."""
+    with SilentRegistry() as registry:
+        assert isinstance(registry, SilentRegistry)
+        image = f"{registry.host}/app:v1"
+        command = bench.command("mount", "--rw", "--no-mount", "--mode", "fuse", image)
+        process = subprocess.Popen(command, env=bench.environment, cwd=tmp_path)
+        try:
+            assert registry.asked.wait(30)
+            (record,) = bench.list()
+            (directory,) = (tmp_path / "data/uppers").iterdir()
+            make_old(directory)
+            assert json.loads(bench.succeed("gc", "--json")) == []
+        finally:
+            process.kill()
+            if with_server:
+                os.kill(record["pid"], signal.SIGKILL)
+            process.wait()
+            poll_until(lambda: process_state(record["pid"]) in ("", "Z"), "end of the server")
+            registry.end.set()
+    assert list(directory.iterdir()) == []
+    state = bench.state / record["id"] / "state.json"
+    assert state.exists() == with_server
+    if with_server:
+        make_old(state)
+    found = json.loads(bench.succeed("gc", "--json"))
+    ours = [item for item in found if str(tmp_path) in item["text"] or item["name"] == record["id"]]
+    assert [item["kind"] for item in ours] == [*["state"] * with_server, "upper"]
+    assert all(item["removed"] for item in ours)
+    assert list((tmp_path / "data/uppers").iterdir()) == []

@@ -36,6 +36,7 @@ from hybrid.mount.target_leftovers import find_use
 @pytest.fixture(autouse=True)
 def _same_state(bench: MountBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYBRID_STATE_DIR", str(bench.state))
+    monkeypatch.setenv("HYBRID_DATA_DIR", str(bench.directory / "data"))
 
 
 def is_ours(name: str, text: str) -> bool:

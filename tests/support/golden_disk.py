@@ -8,10 +8,10 @@ from pathlib import Path
 
 from support.golden import CHUNK, Expected
 
-from hybrid.core import lsmt
 from hybrid.core.device import Source
 from hybrid.core.disk import LayeredDevice
 from hybrid.core.opening import open_layer
+from hybrid.core.segments import ZEROS
 from hybrid.core.source import FileSource, MemorySource
 
 Blob = bytes | Path | Source
@@ -53,9 +53,9 @@ def pieces(disk: LayeredDevice) -> Iterator[tuple[bool, int, int]]:
     """(zeros by the index, offset, length) over the whole disk; data in pieces of CHUNK bytes."""
     position = 0
     for source, _, length in disk.segments.extents(0, disk.size) if disk.size else []:
-        step = length if source == lsmt.ZEROS else CHUNK
+        step = length if source == ZEROS else CHUNK
         for start in range(0, length, step):
-            yield source == lsmt.ZEROS, position + start, min(step, length - start)
+            yield source == ZEROS, position + start, min(step, length - start)
         position += length
     assert position == disk.size
 

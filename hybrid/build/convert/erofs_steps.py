@@ -66,7 +66,7 @@ class ErofsSteps:
             with self._cores.work(), self._shares.of("apply"):
                 self._tree.begin_layer()
                 # It has the methods that archives need of an ext4.
-                applier = Applier(cast(FileSystem, self._tree), self._size)
+                applier = Applier(cast(FileSystem, self._tree), self._size, expanding.pipe.go_on)
                 # ``apply`` reads to the end, which is there only if all was right.
                 applier.apply(TarReader(expanding.read, expanding.name), None)
         except OSError as error:

@@ -60,7 +60,7 @@ class Ext4Steps:
         with (
             self._cores.work(),
             self._shares.of("apply"),
-            Ext4Layer.open(self._stack, self._directory) as layer,
+            Ext4Layer.open(self._stack, self._directory, expanding.pipe.go_on) as layer,
         ):
             # ``apply`` reads to the end, which is there only if all was right.
             layer.apply(TarReader(expanding.read, expanding.name))

@@ -125,7 +125,8 @@ class KernelSteps:
         try:
             with run.cores.work(), run.shares.of("apply"):
                 # It has the methods that archives need of an ext4.
-                applier = Applier(cast(FileSystem, tree), run.options.size)
+                go_on = expanding.pipe.go_on
+                applier = Applier(cast(FileSystem, tree), run.options.size, go_on)
                 # ``apply`` reads to the end, which is there only if all was right.
                 applier.apply(TarReader(expanding.read, expanding.name), None)
                 tree.finish()

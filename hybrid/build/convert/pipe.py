@@ -65,6 +65,11 @@ class Pipe:
                 self._change.wait()
             return self._take()
 
+    def go_on(self) -> None:
+        """For a thread that neither puts nor gets for long. Raises StoppedError as these do."""
+        if self._stopped:
+            raise StoppedError
+
     def end(self) -> None:
         """There are no more pieces."""
         with self._change:

@@ -8,9 +8,9 @@ from typing import Any
 
 from hybrid.build.convert.options import SourceLayer
 from hybrid.core.json_fields import Fields, parse_json_object
-from hybrid.core.lsmt import MAX_LAYERS
 from hybrid.core.manifest import LayerDescriptor, Manifest, has_overlaybd_annotations
 from hybrid.core.reference import is_digest
+from hybrid.core.segments import MAX_LAYERS
 from hybrid.errors import FormatError, UnsupportedError
 
 CONFIG_TYPES = (

@@ -37,14 +37,22 @@ class Applied:
     whiteouts: int = 0
 
 
-class Applier:
-    """Applies archives to ``fs``; ``size`` is that of the disk in bytes, for messages."""
+def never_stop() -> None:
+    """For an Applier that nobody wants to stop."""
 
-    def __init__(self, fs: FileSystem, size: int) -> None:
+
+class Applier:
+    """Applies archives to ``fs``; ``size`` is that of the disk in bytes, for messages.
+
+    ``go_on`` is called now and then where nothing is read from the archive for long: what it raises
+    ends the work there.
+    """
+
+    def __init__(self, fs: FileSystem, size: int, go_on: Callable[[], None] = never_stop) -> None:
         self._fs = fs
         self._size = size
         self._resolver = Resolver(fs)
-        self._remover = Remover(fs, self._resolver)
+        self._remover = Remover(fs, self._resolver, go_on)
 
     def apply(self, reader: TarReader, progress: Callable[[Applied], None] | None) -> Applied:
         """All entries, to the last byte of the stream. After an error the file system is of no use.

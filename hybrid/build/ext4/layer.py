@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import IO, Self
 
-from hybrid.build.ext4.apply import Applied, Applier
+from hybrid.build.ext4.apply import Applied, Applier, never_stop
 from hybrid.build.ext4.changes import Base, Changes, collect, new_scratch
 from hybrid.build.ext4.native import FileSystem, NativeError, translated
 from hybrid.build.ext4.runs import BLOCK
@@ -39,8 +39,15 @@ class Ext4Layer:
     After an error nothing but ``close`` makes sense: the layer is half applied.
     """
 
-    def __init__(self, base: Base | None, size: int, scratch_directory: str | None) -> None:
+    def __init__(
+        self,
+        base: Base | None,
+        size: int,
+        scratch_directory: str | None,
+        go_on: Callable[[], None] = never_stop,
+    ) -> None:
         self.size = size
+        self._go_on = go_on
         self._base = base
         self._scratch: IO[bytes] | None = new_scratch(scratch_directory)
         self._fs = FileSystem(base.read if base else None, self._scratch.fileno(), size)
@@ -62,20 +69,25 @@ class Ext4Layer:
         return layer
 
     @classmethod
-    def open(cls, base: Base, scratch_directory: str | None = None) -> Self:
-        """The file system on ``base``, which stays as it is.
+    def open(
+        cls,
+        base: Base,
+        scratch_directory: str | None = None,
+        go_on: Callable[[], None] = never_stop,
+    ) -> Self:
+        """The file system on ``base``, which stays as it is. ``go_on``: see Applier.
 
         Raises FormatError if it is damaged or none, UnsupportedError if it has features that hybrid
         does not write, and whatever ``base.read`` raises.
         """
-        layer = cls(base, base.size, scratch_directory)
+        layer = cls(base, base.size, scratch_directory, go_on)
         layer._begin(layer._fs.open, "the file system below the layer")
         return layer
 
     def _begin(self, action: Callable[[], None], what: str) -> None:
         try:
             action()
-            self._applier = Applier(self._fs, self.size)
+            self._applier = Applier(self._fs, self.size, self._go_on)
         except NativeError as error:
             raise translated(error, what, self.size) from None
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from hybrid.build.ext4.native import DIRECTORY, SYMLINK, FileSystem
 from hybrid.build.ext4.paths import Resolver
@@ -12,11 +12,16 @@ _Children = Iterator[tuple[bytes, int, int, bool]]
 
 
 class Remover:
-    """Removes names. ``spare`` keeps what this very layer brought, and the directories above it."""
+    """Removes names. ``spare`` keeps what this very layer brought, and the directories above it.
 
-    def __init__(self, fs: FileSystem, resolver: Resolver) -> None:
+    ``go_on`` is called for each name in a directory, of which there may be millions: what it raises
+    ends the removal there.
+    """
+
+    def __init__(self, fs: FileSystem, resolver: Resolver, go_on: Callable[[], None]) -> None:
         self._fs = fs
         self._resolver = resolver
+        self._go_on = go_on
         self._linked: set[tuple[int, bytes]] = set()
 
     def keep_link(self, directory: int, name: bytes) -> None:
@@ -45,6 +50,7 @@ class Remover:
         above_it = {directory}
         ends: list[tuple[int, bytes, int, bool]] = []
         while stack:
+            self._go_on()
             here, children = stack[-1]
             child = next(children, None)
             if child is None:

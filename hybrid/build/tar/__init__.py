@@ -1,4 +1,4 @@
-"""Reading tar archives as OCI layers have them, and expanding the compression around them.
+"""Tar archives as OCI layers have them: read, written, and the compression around them expanded.
 
     entry.py       what an entry of an archive is
     numbers.py     octal, base-256 and decimal fields                             PURE
@@ -7,6 +7,7 @@
     sparse.py      the maps of sparse files: old GNU, PAX 0.0, 0.1, 1.0           PURE
     window.py      a stream of bytes, looked at piece by piece
     reader.py      TarReader: entries and their data, from a read(n) callable
+    writer.py      entries as bytes, for archives that hybrid itself makes        PURE
     decompress.py  none, gzip or zstd by magic, with bounded memory
     zstd_frames.py where zstd frames end                                          PURE
 

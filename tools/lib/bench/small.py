@@ -15,7 +15,7 @@ from statistics import median
 
 from bench.data import Data
 from bench.images import HYBRID, hybrid_state, run_hybrid
-from hybrid.core.lsmt import SegmentMap, merge
+from hybrid.core.segments import SegmentMap, merge
 
 _SEGMENTS = 100_000
 _LAYERS = 3
