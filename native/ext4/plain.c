@@ -11,15 +11,16 @@
 #define SIZE_LIMIT (1u << 20) /* as apply.py has it: larger files are written in pieces */
 #define PAX_LIMIT 4096u
 
-/* A number as all usual tars write it: octal digits, then NULs or blanks. */
+/* A number as all usual tars write it: octal digits with blanks or NULs around them.
+ * Nothing but these is 0. */
 static bool octal(const uint8_t *field, size_t length, uint64_t *number)
 {
     size_t i = 0;
     *number = 0;
+    while (i < length && field[i] == ' ')
+        i++;
     for (; i < length && field[i] >= '0' && field[i] <= '7'; i++)
         *number = *number << 3 | (field[i] - '0');
-    if (i == 0)
-        return false;
     for (; i < length; i++)
         if (field[i] != 0 && field[i] != ' ')
             return false;
