@@ -138,7 +138,7 @@ def test_damage_means_the_same_to_both(seed: int) -> None:
             choose.choice([b"a", b"d/b", b"d/c", b"e/f/g", b"d/.wh.b"]) + b"%d" % number,
             choose.randbytes(choose.choice([0, 5, 512, 5000])),
             mtime=number,
-            records=choose.choice([None, {b"mtime": b"1.%d" % number}, {b"path": b"d/%d" % number}]),
+            records=choose.choice([{}, {b"mtime": b"1.%d" % number}, {b"path": b"d/%d" % number}]),
         )
         for number in range(12)
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import trio
 
@@ -92,7 +92,7 @@ class Expanding:
         for other compressions, and StoppedError."""
         try:
             with self._cores.work():
-                expander = self._timed("decompress", open_expander, self._feed.read, self.name)
+                expander = self._timed("decompress", open_expander, self._fetch, self.name)
                 # The stream below checks the digest: of a plain archive, that is the diff_id.
                 plain = expander.kind == "none"
                 self._is_checked = plain and self.layer.digest == self.layer.diff_id
@@ -124,6 +124,9 @@ class Expanding:
                 hint="config and layers of this image do not belong together",
             )
         return b""
+
+    def _fetch(self, size: int) -> Buffer:
+        return cast(Buffer, self._timed("read", self._feed.read, size))
 
     def _timed(self, what: str, function: Callable[..., Any], *arguments: object) -> Any:
         with self._shares.of(what):
