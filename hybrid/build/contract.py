@@ -74,7 +74,7 @@ class ImageSource(ABC):
 
 
 class BlobDraft(ABC):
-    """A new blob that is written where it is to stay. Close it; what is not finished is gone then."""
+    """A new blob that is written where it is to stay. Close it: without ``finish`` nothing stays."""
 
     file: BinaryIO
     """Empty, to be written, sought and read in threads."""

@@ -21,8 +21,9 @@ from hybrid.errors import FormatError
 
 T = TypeVar("T")
 
-PIECES = 4
-"""Of CHUNK bytes each, on their way to the thread that applies them."""
+PIECES = 24
+"""Of CHUNK bytes at most, on their way to the thread that applies them. So many that the next layer
+is well on its way when the one below is applied: expanding takes the longest."""
 
 
 class Expanding:

@@ -1,8 +1,8 @@
 """Feed: the bytes of a blob, from the task that fetches them to the thread that expands them.
 
 The task may run ahead: a little in memory, more in a nameless file. What is in the file is counted
-against a RunAhead, which all feeds of a conversion share. What is on this machine already is read by
-the thread itself: each hop from thread to thread costs as much as a piece.
+against a RunAhead, which all feeds of a conversion share. What is on this machine already is read
+by the thread itself: each hop from thread to thread costs as much as a piece.
 """
 
 from __future__ import annotations
