@@ -74,7 +74,7 @@ class ImageSource(ABC):
 
 
 class BlobDraft(ABC):
-    """A new blob that is written where it is to stay. Close it: without ``finish`` nothing stays."""
+    """A new blob that is written where it is to stay. Without ``finish`` nothing stays."""
 
     file: BinaryIO
     """Empty, to be written, sought and read in threads."""
