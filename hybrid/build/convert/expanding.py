@@ -21,9 +21,11 @@ from hybrid.errors import FormatError
 
 T = TypeVar("T")
 
-PIECES = 24
-"""Of CHUNK bytes at most, on their way to the thread that applies them. So many that the next layer
-is well on its way when the one below is applied: expanding takes the longest."""
+AHEAD_BYTES = 24 << 20
+"""On their way to the thread that applies them. So many that the next layer is well on its way when
+the one below is applied: of gzip, expanding takes longest."""
+FEW_BYTES = 4 << 20
+"""Where there is one core, nothing is gained by more."""
 
 
 class Expanding:
@@ -34,7 +36,7 @@ class Expanding:
     ) -> None:
         self.layer = layer
         self.name = name
-        self.pipe = Pipe(cores, PIECES)
+        self.pipe = Pipe(cores, AHEAD_BYTES if cores.count > 1 else FEW_BYTES)
         self._feed = feed
         self._cores = cores
         self._shares = shares
