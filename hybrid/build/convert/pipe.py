@@ -1,4 +1,4 @@
-"""Pipe: pieces of bytes on their way from one thread to another, as many bytes as there is room for."""
+"""Pipe: pieces of bytes on their way from one thread to another, up to a number of bytes."""
 
 from __future__ import annotations
 
