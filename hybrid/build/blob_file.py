@@ -8,6 +8,7 @@ import hashlib
 import os
 import secrets
 from pathlib import Path
+from typing import BinaryIO
 
 import trio
 
@@ -44,9 +45,13 @@ class BlobFile:
         """Append. Raises StorageFullError and other HybridErrors."""
         await trio.to_thread.run_sync(self._write, piece)
 
-    async def commit(self) -> str:
+    def open(self) -> BinaryIO:
+        """The file itself, instead of ``write``: whoever uses it knows the digest at the end."""
+        return os.fdopen(os.dup(self._fd), "w+b")
+
+    async def commit(self, digest: str = "") -> str:
         """Give it the name of its digest, durably; returns the digest."""
-        return await trio.to_thread.run_sync(self._commit)
+        return await trio.to_thread.run_sync(self._commit, digest or self._digest)
 
     def close(self) -> None:
         """Without ``commit`` before, nothing stays."""
@@ -67,8 +72,8 @@ class BlobFile:
             raise write_error(error, self._directory) from error
         self.size += len(piece)
 
-    def _commit(self) -> str:
-        digest = self._digest or f"sha256:{self._hash.hexdigest()}"
+    def _commit(self, known: str) -> str:
+        digest = known or f"sha256:{self._hash.hexdigest()}"
         target = self._directory / digest.removeprefix("sha256:")
         try:
             os.fsync(self._fd)

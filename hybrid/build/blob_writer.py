@@ -16,15 +16,17 @@ import hashlib
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import trio
 
-from hybrid.build.compact import Put
 from hybrid.core.device import Buffer
 from hybrid.core.disk import first_error
 from hybrid.core.tarball import WRAPPER_SIZE, wrap_head, wrap_tail
 from hybrid.core.zfile import ZFileWriter
+
+if TYPE_CHECKING:
+    from hybrid.build.compact import Put
 
 PIECE_BYTES = 1 << 20
 """What each thread is given at a time."""
@@ -33,7 +35,7 @@ MAX_PIECE_BYTES = 8 << 20
 _WAITING = 2
 _HASH_BYTES = 1 << 20
 
-Produce = Callable[[Put], Awaitable[None]]
+Produce = Callable[["Put"], Awaitable[None]]
 """Gives the bytes of a stream, in order, to the sink it is called with."""
 
 

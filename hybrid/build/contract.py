@@ -23,11 +23,12 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from hybrid.core.byte_stream import BlobContent
 from hybrid.core.platforms import Platform
 from hybrid.core.reference import ManifestBlob
-from hybrid.errors import UsageError
+from hybrid.errors import HybridError, UsageError
 
 Advance = Callable[[int], None]
 """Told how many bytes (of what is to be written) have gone; negative when some must go again."""
@@ -72,6 +73,25 @@ class ImageSource(ABC):
         """Close files; connections belong to whoever made them."""
 
 
+class BlobDraft(ABC):
+    """A new blob that is written where it is to stay. Without ``finish`` nothing stays."""
+
+    file: BinaryIO
+    """Empty, to be written, sought and read in threads."""
+
+    @abstractmethod
+    async def finish(self, digest: str, size: int) -> PutBlob:
+        """All is written: ``size`` bytes, which were seen to have the digest. As ``put_blob``."""
+
+    @abstractmethod
+    def error(self, error: OSError) -> HybridError:
+        """What to tell the user when ``file`` cannot be written."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Nobody uses ``file`` any more."""
+
+
 class ImageDestination(ABC):
     """A place for one image, under one name. Any number of tasks may call.
 
@@ -96,6 +116,12 @@ class ImageDestination(ABC):
         It is there, durably, when this returns; else nothing of it is. Errors of its stream pass
         through.
         """
+
+    async def begin_blob(self) -> BlobDraft | None:
+        """For a blob that is being made: a file in which it can stay. None where blobs are not
+        files of this machine: it is to be made elsewhere, and put.
+        """
+        return None
 
     @abstractmethod
     async def put_manifest(self, manifest: ManifestBlob) -> None:

@@ -26,7 +26,14 @@ from hybrid.build.blob_file import (
     sync_directory,
     write_stream,
 )
-from hybrid.build.contract import Advance, ImageDestination, PutBlob, check_digest, no_advance
+from hybrid.build.contract import (
+    Advance,
+    BlobDraft,
+    ImageDestination,
+    PutBlob,
+    check_digest,
+    no_advance,
+)
 from hybrid.build.layout_index import new_entry, with_entry
 from hybrid.core.byte_stream import BlobContent, VerifiedStream, memory_content
 from hybrid.core.layout import check_version, read_file
@@ -34,7 +41,7 @@ from hybrid.core.manifest import MAX_DOCUMENT_BYTES
 from hybrid.core.output_file import output_file, write_error
 from hybrid.core.platforms import Platform
 from hybrid.core.reference import LayoutReference, ManifestBlob, is_digest
-from hybrid.errors import BusyError, NotFoundError, StorageFullError, UsageError
+from hybrid.errors import BusyError, HybridError, NotFoundError, StorageFullError, UsageError
 
 MARKER = b'{"imageLayoutVersion": "1.0.0"}\n'
 LOCK_SECONDS = 30.0
@@ -82,13 +89,14 @@ class LayoutDestination(ImageDestination):
                 await write_stream(file, reader, advance)
                 digest = content.digest or checked.actual_digest
                 known = await self.has_blob(digest, file.size)
-                await file.commit()
-                self._checked.add(digest)
-                if not known:
-                    self._written.append(self._path(digest))
+                await self._commit(file, digest, known)
                 return PutBlob(digest, file.size, "written")
             finally:
                 file.close()
+
+    async def begin_blob(self) -> BlobDraft:
+        await self._prepare()
+        return _Draft(self, BlobFile(self._blobs))
 
     async def put_manifest(self, manifest: ManifestBlob) -> None:
         if not await self.has_blob(manifest.digest, len(manifest.data)):
@@ -127,6 +135,19 @@ class LayoutDestination(ImageDestination):
             self._in_use = -1
 
     # -- inner -----------------------------------------------------------------------------------
+
+    async def _commit(self, file: BlobFile, digest: str, known: bool) -> None:
+        await file.commit(digest)
+        self._checked.add(digest)
+        if not known:
+            self._written.append(self._path(digest))
+
+    async def finish(self, file: BlobFile, digest: str, size: int) -> PutBlob:
+        """For a draft."""
+        if await self.has_blob(digest, size):
+            return PutBlob(digest, size, "present")
+        await self._commit(file, digest, False)
+        return PutBlob(digest, size, "written")
 
     def _path(self, digest: str) -> Path:
         if not is_digest(digest):
@@ -206,6 +227,27 @@ class LayoutDestination(ImageDestination):
             sync_directory(self.directory)
         except OSError as error:
             raise write_error(error, path) from error
+
+
+class _Draft(BlobDraft):
+    """A blob in the directory of blobs, as yet without its name."""
+
+    def __init__(self, destination: LayoutDestination, blob: BlobFile) -> None:
+        self.file = blob.open()
+        self._destination = destination
+        self._blob = blob
+
+    async def finish(self, digest: str, size: int) -> PutBlob:
+        return await self._destination.finish(self._blob, digest, size)
+
+    def error(self, error: OSError) -> HybridError:
+        return write_error(error, self._destination.directory)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            # What is still in its buffer cannot be written if the disk is full.
+            self.file.close()
+        self._blob.close()
 
 
 def check_directory(directory: Path) -> None:

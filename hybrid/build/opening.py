@@ -6,7 +6,6 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from hybrid.build.contract import ImageDestination, ImageSource
-from hybrid.build.docker_archive import DockerArchiveSource
 from hybrid.build.layout_destination import LayoutDestination
 from hybrid.build.layout_source import LayoutSource
 from hybrid.config import GlobalConfig
@@ -40,6 +39,8 @@ async def open_image_source(
     elif isinstance(ref, LayoutReference):
         source = LayoutSource(ref)
     elif isinstance(ref, ArchiveReference):
+        from hybrid.build.docker_archive import DockerArchiveSource
+
         source = await DockerArchiveSource.open(ref)
     else:
         raise not_an_image(ref)

@@ -43,6 +43,16 @@ class ByteStream(ABC):
         Raises HybridErrors: FormatError if what came is damaged, cut or too long.
         """
 
+    local: bool = False
+    """Whether the bytes lie on this machine: then a thread may read them."""
+
+    def read_local(self) -> Buffer:
+        """As ``read``, for a thread, which waits for a disk at most. Of a ``local`` stream only.
+
+        Nobody may close the stream meanwhile.
+        """
+        raise AssertionError(f"{self.name} is not local")
+
     async def aclose(self) -> None:  # noqa: B027 - most have nothing to release
         """Release what the stream holds. May be called twice."""
 
@@ -92,6 +102,8 @@ class MemoryStream(ByteStream):
 class SourceStream(ByteStream):
     """``length`` bytes at ``offset`` of a local Source, read in threads. Closes the Source."""
 
+    local = True
+
     def __init__(self, source: Source, offset: int = 0, length: int | None = None) -> None:
         self.name = source.name
         self._source = source
@@ -99,12 +111,17 @@ class SourceStream(ByteStream):
         self._end = source.size if length is None else offset + length
 
     async def read(self) -> Buffer:
-        length = min(PIECE_BYTES, self._end - self._position)
-        if length <= 0:
+        if self._position >= self._end:
             await trio.lowlevel.checkpoint()
             return b""
         # The disk may be slow, and other blobs are on their way at the same time.
-        piece = await trio.to_thread.run_sync(self._source.pread_nowait, self._position, length)
+        return await trio.to_thread.run_sync(self.read_local)
+
+    def read_local(self) -> Buffer:
+        length = min(PIECE_BYTES, self._end - self._position)
+        if length <= 0:
+            return b""
+        piece = self._source.pread_nowait(self._position, length)
         assert piece is not None, "a local source answers at once"
         self._position += length
         return piece
@@ -125,6 +142,7 @@ class VerifiedStream(ByteStream):
     ) -> None:
         self.name = inner.name
         self.verified = digest
+        self.local = inner.local
         self.position = 0
         self._inner = inner
         self._size = size
@@ -142,20 +160,33 @@ class VerifiedStream(ByteStream):
             await trio.lowlevel.checkpoint()
             return b""
         piece = await self._inner.read()
+        if self._count(piece):
+            await hash_piece(self._hash.update, piece)
+        return piece
+
+    def read_local(self) -> Buffer:
+        if self._ended:
+            return b""
+        piece = self._inner.read_local()
+        if self._count(piece):
+            self._hash.update(piece)
+        return piece
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    def _count(self, piece: Buffer) -> bool:
+        """False at the end, which is checked."""
         if not piece:
             self._check_end()
             self._ended = True
-            return b""
+            return False
         self.position += len(piece)
         if self._size is not None and self.position > self._size:
             raise FormatError(
                 f"{self.name} has more than the {self._size} bytes expected", hint=self._hint
             )
-        await hash_piece(self._hash.update, piece)
-        return piece
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
+        return True
 
     def _check_end(self) -> None:
         if self._size is not None and self.position != self._size:

@@ -11,8 +11,6 @@ import re
 import struct
 from typing import NamedTuple
 
-from crc32c import crc32c
-
 from hybrid.core.device import Buffer
 
 CHUNK_SHIFT = 16
@@ -90,4 +88,7 @@ def chunk_count(size: int) -> int:
 
 def chunk_checksum(data: Buffer) -> int:
     """The map entry of a chunk: its CRC-32C, and 1 instead of 0, which means absent."""
+    # Imported late: it takes 10 ms, and not everybody who looks at a cache needs it.
+    from crc32c import crc32c
+
     return crc32c(data) or 1

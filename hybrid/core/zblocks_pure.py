@@ -12,7 +12,6 @@ from itertools import pairwise
 
 import lz4.block
 import zstandard
-from crc32c import crc32c
 
 from hybrid.core.device import Buffer
 
@@ -92,6 +91,13 @@ def pack(
             block += crc.to_bytes(CHECKSUM_SIZE, "little")
         blocks.append(block)
     return b"".join(blocks), array("I", map(len, blocks))
+
+
+def crc32c(data: Buffer, seed: int) -> int:
+    """That of the package, which takes 10 ms to import: not everybody needs it at the start."""
+    from crc32c import crc32c as of_package
+
+    return of_package(data, seed)
 
 
 def _decompress_lz4(data: Buffer, size: int) -> bytes:

@@ -28,12 +28,10 @@ from array import array
 from dataclasses import dataclass
 from itertools import accumulate
 
-from crc32c import crc32c
-
 from hybrid.core import zblocks
 from hybrid.core.device import Buffer
 from hybrid.core.zblocks import ALGORITHMS, WRITABLE_BLOCK_SIZES, encode_blocks
-from hybrid.core.zblocks_pure import CHECKSUM_SIZE, BadBlockError
+from hybrid.core.zblocks_pure import CHECKSUM_SIZE, BadBlockError, crc32c
 from hybrid.errors import FormatError, UnsupportedError
 
 __all__ = [

@@ -40,11 +40,7 @@ static int put_blocks(FileSystem *self, const uint8_t *from, uint32_t count)
             return -1;
         if (add_extent(&w->extents, w->next_block, start, got))
             return -1;
-        errcode_t error;
-        /* Even for little data: without this the other threads would wait 5 ms for each turn. */
-        Py_BEGIN_ALLOW_THREADS
-        error = disk_write_data(&self->disk, start, (uint32_t)got, from);
-        Py_END_ALLOW_THREADS
+        errcode_t error = disk_write_data(&self->disk, start, (uint32_t)got, from);
         if (error)
             return fail_code(error, "writing to the scratch file");
         if (from)
@@ -90,10 +86,8 @@ static int write_blocks(FileSystem *self, const uint8_t *from, uint64_t count)
 int write_content(FileSystem *self, const uint8_t *from, uint64_t length)
 {
     struct writer *w = &self->writer;
-    if (!w->open || length > w->size - w->position) {
-        PyErr_SetString(PyExc_ValueError, "more content than the file was begun with");
-        return -1;
-    }
+    if (!w->open || length > w->size - w->position)
+        return misuse("more content than the file was begun with");
     w->position += length;
     if (w->partial) {
         uint32_t n = BLOCK - w->partial;
@@ -128,10 +122,8 @@ int write_content(FileSystem *self, const uint8_t *from, uint64_t length)
 int end_content(FileSystem *self)
 {
     struct writer *w = &self->writer;
-    if (!w->open || w->position != w->size) {
-        PyErr_SetString(PyExc_ValueError, "less content than the file was begun with");
-        return -1;
-    }
+    if (!w->open || w->position != w->size)
+        return misuse("less content than the file was begun with");
     w->open = false;
     if (w->partial) {
         memset(w->tail + w->partial, 0, BLOCK - w->partial);

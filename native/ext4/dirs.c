@@ -220,7 +220,7 @@ static struct dir *new_dir(ext2_ino_t ino)
 {
     struct dir *dir = calloc(1, sizeof *dir);
     if (!dir)
-        PyErr_NoMemory();
+        fail_code(ENOMEM, "directories");
     else
         dir->ino = ino;
     return dir;
@@ -240,7 +240,7 @@ static struct dir *keep_dir(FileSystem *self, struct dir *dir, int error)
 struct dir *get_dir(FileSystem *self, ext2_ino_t ino)
 {
     if (ino == 0 || ino > self->fs->super->s_inodes_count) {
-        PyErr_SetString(PyExc_ValueError, "no such inode");
+        misuse("no such inode");
         return NULL;
     }
     for (struct dir *dir = *bucket_of(self, ino); dir; dir = dir->next)

@@ -5,19 +5,41 @@
 
 PyObject *native_error;
 
-int fail(const char *kind, const char *format, ...)
+static void set_error(const char *kind, const char *format, va_list arguments)
 {
-    if (PyErr_Occurred())
-        return -1; /* the cause is there already */
-    va_list arguments;
-    va_start(arguments, format);
     PyObject *text = PyUnicode_FromFormatV(format, arguments);
-    va_end(arguments);
     PyObject *value = text ? Py_BuildValue("(sN)", kind, text) : NULL;
     if (value) {
         PyErr_SetObject(native_error, value);
         Py_DECREF(value);
     }
+}
+
+int fail(const char *kind, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    PyGILState_STATE gil = PyGILState_Ensure();
+    if (!PyErr_Occurred()) /* else the cause is there already */
+        set_error(kind, format, arguments);
+    PyGILState_Release(gil);
+    va_end(arguments);
+    return -1;
+}
+
+int misuse(const char *text)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyErr_SetString(PyExc_ValueError, text);
+    PyGILState_Release(gil);
+    return -1;
+}
+
+static int fail_memory(void)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyErr_NoMemory();
+    PyGILState_Release(gil);
     return -1;
 }
 
@@ -39,8 +61,7 @@ int fail_code(errcode_t code, const char *doing)
         return fail("scratch", "%s: %s", doing, strerror((int)code));
     case ENOMEM:
     case EXT2_ET_NO_MEMORY:
-        PyErr_NoMemory();
-        return -1;
+        return fail_memory();
     case EOVERFLOW:
         return fail("format", "%s: impossible numbers in the file system", doing);
     default:

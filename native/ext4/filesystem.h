@@ -1,6 +1,7 @@
 /* One ext4 file system that is being changed, and what the parts of the module do to it.
  *
- * A function that returns int gives 0, or -1 with a Python exception set.
+ * A function that returns int gives 0, or -1 with a Python exception set. What makes files and writes
+ * their content may be called without the GIL; errors.c and disk.c take it where they need it.
  */
 #ifndef HYBRID_EXT4_FILESYSTEM_H
 #define HYBRID_EXT4_FILESYSTEM_H
@@ -54,6 +55,15 @@ struct attributes {
     unsigned int nanoseconds;
 };
 
+/* A file that is being made: where, and what becomes of it. */
+struct new_file {
+    unsigned int dir, ino;
+    const char *name;
+    Py_ssize_t length;
+    struct attributes attributes;
+    union inode inode;
+};
+
 /* The regular file whose content is being written. */
 struct writer {
     bool open;
@@ -80,6 +90,7 @@ typedef struct {
     size_t dir_memory;  /* bytes of all directories in memory */
     size_t largest_dir; /* of the largest one so far */
     struct writer writer;
+    unsigned long long run_used; /* of the archive, by the last run of plain files */
 } FileSystem;
 
 extern PyObject *native_error;
@@ -87,6 +98,7 @@ extern PyObject *native_error;
 /* errors.c: set native_error(kind, text). Kinds: full, limit, format, missing, system. */
 int fail(const char *kind, const char *format, ...);
 int fail_code(errcode_t code, const char *doing);
+int misuse(const char *text); /* ValueError: a mistake of the caller */
 
 /* format.c */
 int format_filesystem(FileSystem *self, unsigned int bytes_per_inode, const uint8_t uuid[16]);
@@ -114,6 +126,19 @@ int add_extent(struct extents *extents, uint32_t logical, blk64_t physical, uint
 int map_extents(FileSystem *self, ext2_ino_t ino, union inode *inode,
                 const struct extents *extents);
 int free_blocks(FileSystem *self, ext2_ino_t ino, union inode *inode, uint64_t from);
+
+/* files.c. The name must be new: that is the caller's to see to. */
+int type_of(unsigned int mode);
+struct dir *name_new(FileSystem *self, struct new_file *file);
+int begin_new(FileSystem *self, struct new_file *file, uint64_t size);
+
+/* run.c */
+struct run {
+    size_t used; /* bytes of the archive */
+    unsigned long long files, bytes;
+};
+int put_run(FileSystem *self, const uint8_t *data, size_t length, PyObject *known,
+            struct run *run);
 
 /* content.c */
 int begin_content(FileSystem *self, ext2_ino_t ino, const union inode *inode, uint64_t size);

@@ -100,7 +100,7 @@ static struct item *sorted_items(FileSystem *self, struct dir *dir, uint64_t *by
     uint32_t count = 0;
     *bytes = 0;
     if (!items) {
-        PyErr_NoMemory();
+        fail_code(ENOMEM, "directories");
         return NULL;
     }
     for (uint32_t i = 0; i < dir->table_size; i++) {

@@ -1,7 +1,9 @@
 /* The Python type FileSystem: thin methods over the rest of this directory. */
 #include "filesystem.h"
 
+#include <stddef.h>
 #include <stdlib.h>
+#include <structmember.h>
 
 /* One caller at a time, and no one after an error that left things half changed. */
 static int enter(FileSystem *self)
@@ -207,47 +209,9 @@ static PyObject *method_xattrs(FileSystem *self, PyObject *args)
 /* --- Making */
 
 #define NEW_ARGS "Iy#IIILI"
-struct new_file {
-    unsigned int dir, ino;
-    const char *name;
-    Py_ssize_t length;
-    struct attributes attributes;
-    union inode inode;
-};
-
 #define NEW_TARGETS(f)                                                                          \
     &(f).dir, &(f).name, &(f).length, &(f).attributes.mode, &(f).attributes.uid,                \
         &(f).attributes.gid, &(f).attributes.seconds, &(f).attributes.nanoseconds
-
-static int type_of(unsigned int mode)
-{
-    switch (mode & LINUX_S_IFMT) {
-    case LINUX_S_IFREG:
-        return EXT2_FT_REG_FILE;
-    case LINUX_S_IFDIR:
-        return EXT2_FT_DIR;
-    case LINUX_S_IFLNK:
-        return EXT2_FT_SYMLINK;
-    case LINUX_S_IFCHR:
-        return EXT2_FT_CHRDEV;
-    case LINUX_S_IFBLK:
-        return EXT2_FT_BLKDEV;
-    case LINUX_S_IFIFO:
-        return EXT2_FT_FIFO;
-    default:
-        return EXT2_FT_UNKNOWN;
-    }
-}
-
-/* Takes an inode and gives it its name. The name must be new: that is the caller's to see to. */
-static struct dir *name_new(FileSystem *self, struct new_file *f)
-{
-    struct dir *dir = trim_dirs(self) ? NULL : get_dir(self, f->dir);
-    if (!dir || new_inode(self, &f->attributes, &f->inode, &f->ino) ||
-        add_entry(self, dir, f->name, (size_t)f->length, f->ino, type_of(f->attributes.mode)))
-        return NULL;
-    return dir;
-}
 
 static PyObject *made(FileSystem *self, struct new_file *f, int error)
 {
@@ -271,15 +235,6 @@ static PyObject *method_mkdir(FileSystem *self, PyObject *args)
                 write_inode(self, f.ino, &f.inode) || !make_dir(self, f.ino, f.dir));
 }
 
-static int begin_new(FileSystem *self, struct new_file *f, uint64_t size)
-{
-    f->attributes.mode = (f->attributes.mode & 07777) | LINUX_S_IFREG;
-    if (!name_new(self, f))
-        return -1;
-    /* Written at once, so that a part that reads it sees no other file's remains. */
-    return write_inode(self, f->ino, &f->inode) || begin_content(self, f->ino, &f->inode, size);
-}
-
 static PyObject *method_put_file(FileSystem *self, PyObject *args)
 {
     struct new_file f;
@@ -290,10 +245,38 @@ static PyObject *method_put_file(FileSystem *self, PyObject *args)
         PyBuffer_Release(&data);
         return NULL;
     }
-    int error = begin_new(self, &f, (uint64_t)data.len) ||
-                write_content(self, data.buf, (uint64_t)data.len) || end_content(self);
+    int error;
+    /* Even for little data: without this the other threads would wait 5 ms for each turn. */
+    Py_BEGIN_ALLOW_THREADS
+    error = begin_new(self, &f, (uint64_t)data.len) ||
+            write_content(self, data.buf, (uint64_t)data.len) || end_content(self);
+    Py_END_ALLOW_THREADS
     PyBuffer_Release(&data);
     return made(self, &f, error);
+}
+
+/* Plain files as they lie in an archive, up to what is anything else. (bytes used, files, bytes of
+ * their content); after an error, run_used has the bytes in front of the file that has failed. */
+static PyObject *method_put_files(FileSystem *self, PyObject *args)
+{
+    Py_buffer data;
+    PyObject *known;
+    struct run run = {0};
+    if (!PyArg_ParseTuple(args, "y*O!", &data, &PyDict_Type, &known))
+        return NULL;
+    if (enter(self)) {
+        PyBuffer_Release(&data);
+        return NULL;
+    }
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = put_run(self, data.buf, (size_t)data.len, known, &run);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    self->run_used = run.used;
+    return leave(self, error ? NULL
+                             : Py_BuildValue("(KKK)", (unsigned long long)run.used, run.files,
+                                             run.bytes));
 }
 
 static PyObject *method_begin_file(FileSystem *self, PyObject *args)
@@ -314,7 +297,10 @@ static PyObject *method_write(FileSystem *self, PyObject *args)
         PyBuffer_Release(&data);
         return NULL;
     }
-    int error = write_content(self, data.buf, (uint64_t)data.len);
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = write_content(self, data.buf, (uint64_t)data.len);
+    Py_END_ALLOW_THREADS
     PyBuffer_Release(&data);
     return nothing(self, error);
 }
@@ -639,6 +625,7 @@ static PyMethodDef methods[] = {
     {"xattrs", (PyCFunction)method_xattrs, METH_VARARGS, NULL},
     {"mkdir", (PyCFunction)method_mkdir, METH_VARARGS, NULL},
     {"put_file", (PyCFunction)method_put_file, METH_VARARGS, NULL},
+    {"put_files", (PyCFunction)method_put_files, METH_VARARGS, NULL},
     {"begin_file", (PyCFunction)method_begin_file, METH_VARARGS, NULL},
     {"write", (PyCFunction)method_write, METH_VARARGS, NULL},
     {"skip", (PyCFunction)method_skip, METH_VARARGS, NULL},
@@ -657,11 +644,17 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyMemberDef members[] = {
+    {"run_used", T_ULONGLONG, offsetof(FileSystem, run_used), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
 static PyType_Slot slots[] = {
     {Py_tp_doc, "An ext4 file system on a disk; see hybrid/build/ext4/native.pyi."},
     {Py_tp_init, init},
     {Py_tp_dealloc, dealloc},
     {Py_tp_methods, methods},
+    {Py_tp_members, members},
     {Py_tp_new, PyType_GenericNew},
     {0, NULL},
 };

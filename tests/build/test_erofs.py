@@ -39,7 +39,7 @@ def make(path: Path, layers: Sequence[bytes], size: int = 64 * GIB) -> Path:
         for data in layers:
             tree.begin_layer()
             reader = TarReader(open_expander(io.BytesIO(data).read, "t").read, "layer.tar")
-            Applier(cast(FileSystem, tree), size).apply(reader, None)
+            Applier(cast(FileSystem, tree), size).apply(reader)
         image = ErofsImage(tree, size, UUID, None)
         with path.open("wb") as file:
             for offset, length, zero in image.extents:

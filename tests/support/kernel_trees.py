@@ -51,7 +51,7 @@ def apply_layer(root: Path, data: bytes, size: int = SIZE) -> Applied:
     tree = KernelTree(descriptor)
     try:
         reader = TarReader(open_expander(stream.read, "t").read, "layer.tar")
-        applied = Applier(cast(FileSystem, tree), size).apply(reader, None)
+        applied = Applier(cast(FileSystem, tree), size).apply(reader)
         tree.finish()
         return applied
     finally:

@@ -10,6 +10,8 @@
     pipe.py         bytes on their way from one thread to another
     expanding.py    decompression and diff_id
     ext4_steps.py   one archive applied over the disk of the layers below
+    kernel_steps.py the same, by a file system that the kernel has mounted on a lent disk
+                    (kernel_disk.py: its contract; planned.py: what it has changed)
     erofs_steps.py  all archives applied to one tree, which becomes an erofs (build/erofs)
     layer_blob.py   changed blocks become a blob
     storing.py      a blob on its way to the destination
@@ -22,7 +24,8 @@
     download -> Feed -> decompress, hash -> Pipe -> apply -> Changes -> pack, hash -> upload
     (trio)              (thread)                    (thread)            (thread)      (trio)
 
-Layers are applied one after the other. While one is, the layer below is packed and sent, and those
-above are fetched. A layer counts for nothing before its digest and its diff_id were seen to be
-right; the blob made of it is stored before the name of the image, which comes last.
+A blob on this machine is read by the thread that expands it, and one for a layout is written where
+it stays. Layers are applied one after the other. While one is, the layer below is packed and sent,
+and those above are fetched. A layer counts for nothing before its digest and its diff_id were seen
+to be right; the blob made of it is stored before the name of the image, which comes last.
 """

@@ -68,7 +68,7 @@ class ErofsSteps:
                 # It has the methods that archives need of an ext4.
                 applier = Applier(cast(FileSystem, self._tree), self._size, expanding.pipe.go_on)
                 # ``apply`` reads to the end, which is there only if all was right.
-                applier.apply(TarReader(expanding.read, expanding.name), None)
+                applier.apply(TarReader(expanding.read, expanding.name))
         except OSError as error:
             raise scratch_error(error, self._directory) from error
 

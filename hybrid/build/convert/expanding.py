@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import trio
 
@@ -21,8 +21,11 @@ from hybrid.errors import FormatError
 
 T = TypeVar("T")
 
-PIECES = 4
-"""Of CHUNK bytes each, on their way to the thread that applies them."""
+AHEAD_BYTES = 24 << 20
+"""On their way to the thread that applies them. So many that the next layer is well on its way when
+the one below is applied: of gzip, expanding takes longest."""
+FEW_BYTES = 4 << 20
+"""Where there is one core, nothing is gained by more."""
 
 
 class Expanding:
@@ -33,7 +36,7 @@ class Expanding:
     ) -> None:
         self.layer = layer
         self.name = name
-        self.pipe = Pipe(cores, PIECES)
+        self.pipe = Pipe(cores, AHEAD_BYTES if cores.count > 1 else FEW_BYTES)
         self._feed = feed
         self._cores = cores
         self._shares = shares
@@ -100,7 +103,7 @@ class Expanding:
         for other compressions, and StoppedError."""
         try:
             with self._cores.work():
-                expander = self._timed("decompress", open_expander, self._feed.read, self.name)
+                expander = self._timed("decompress", open_expander, self._fetch, self.name)
                 # The stream below checks the digest: of a plain archive, that is the diff_id.
                 plain = expander.kind == "none"
                 self._is_checked = plain and self.layer.digest == self.layer.diff_id
@@ -132,6 +135,9 @@ class Expanding:
                 hint="config and layers of this image do not belong together",
             )
         return b""
+
+    def _fetch(self, size: int) -> Buffer:
+        return cast(Buffer, self._timed("read", self._feed.read, size))
 
     def _timed(self, what: str, function: Callable[..., Any], *arguments: object) -> Any:
         with self._shares.of(what):

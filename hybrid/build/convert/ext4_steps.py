@@ -31,6 +31,7 @@ class Ext4Steps:
         self._cores = cores
         self._shares = shares
         self._made: list[Changes] = []
+        self._stored: list[Changes] = []
 
     async def make_base(self) -> Changes:
         """The bottom layer: an empty file system. Raises UsageError for impossible sizes."""
@@ -42,6 +43,20 @@ class Ext4Steps:
         Raises FormatError, UnsupportedError, StorageFullError, StoppedError.
         """
         return await expanding.feed_to(self._apply)
+
+    def stored(self, changes: Changes) -> None:
+        """These are needed by the layers above only."""
+        self._stored.append(changes)
+
+    async def give_back(self) -> None:
+        """No layer comes any more: give the space of what was stored back, which takes a while."""
+        stored, self._stored = self._stored, []
+
+        def close() -> None:
+            for changes in stored:
+                changes.close()
+
+        await trio.to_thread.run_sync(close)
 
     def close(self) -> None:
         """Give the space of all Changes back."""

@@ -1,7 +1,8 @@
 """Feed: the bytes of a blob, from the task that fetches them to the thread that expands them.
 
 The task may run ahead: a little in memory, more in a nameless file. What is in the file is counted
-against a RunAhead, which all feeds of a conversion share.
+against a RunAhead, which all feeds of a conversion share. What is on this machine already is read
+by the thread itself: each hop from thread to thread costs as much as a piece.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -18,7 +20,7 @@ import trio
 from hybrid.build.contract import Advance, no_advance
 from hybrid.build.convert.cores import Cores
 from hybrid.build.convert.pipe import StoppedError
-from hybrid.core.byte_stream import BlobContent
+from hybrid.core.byte_stream import BlobContent, ByteStream
 from hybrid.core.device import Buffer
 
 MEMORY_BYTES = 4 << 20
@@ -50,6 +52,8 @@ class Feed:
         self._ended = False
         self._stopped = False
         self._is_full = False
+        self._local: ByteStream | None = None
+        self._is_reading = False
         self._room = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
 
@@ -61,6 +65,9 @@ class Feed:
         """
         try:
             async with await content.open() as stream:
+                if stream.local:
+                    await self._lend(stream)
+                    return
                 while piece := await stream.read():
                     await self._put(piece)
             self._finish(stopped=False)
@@ -76,12 +83,17 @@ class Feed:
         May give more than ``size`` bytes. Raises StoppedError.
         """
         with self._change:
-            taken = self._take() if self._is_ready() else None
-        if taken is None:
+            ready = self._is_ready()
+        if not ready:
             with self._cores.rest(), self._change:
                 while not self._is_ready():
                     self._change.wait()
-                taken = self._take()
+        with self._change:
+            local = self._local
+            self._is_reading = local is not None
+            taken = self._take() if local is None else (b"", 0)
+        if local is not None:
+            return self._read_local(local)
         piece, on_disk = taken
         self._token.run_sync_soon(self._after, len(piece), on_disk)
         return piece
@@ -95,13 +107,15 @@ class Feed:
         """For the thread: it is through with it. Gives the space on disk back."""
         with self._change:
             self._stopped = True
+            self._local = None
             if self._file is not None:
                 self._file.close()
+        self._token.run_sync_soon(self._wake)
 
     # -- inner -----------------------------------------------------------------------------------
 
     def _is_ready(self) -> bool:
-        return bool(self._items) or self._ended or self._stopped
+        return bool(self._items) or self._local is not None or self._ended or self._stopped
 
     def _finish(self, *, stopped: bool) -> None:
         with self._change:
@@ -109,7 +123,44 @@ class Feed:
                 self._stopped = True
             else:
                 self._ended = True
+            self._local = None
             self._change.notify_all()
+
+    async def _lend(self, stream: ByteStream) -> None:
+        """Let the thread read it, to its end or until one of both gives up."""
+        with self._change:
+            if not self._stopped:
+                self._local = stream
+            self._change.notify_all()
+        try:
+            await self._until(lambda: self._local is None)
+        finally:
+            self._finish(stopped=not self._ended)
+            # It may be inside, and the caller closes the stream.
+            with trio.CancelScope(shield=True):
+                await self._until(lambda: not self._is_reading)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while True:
+            self._room = trio.Event()
+            if condition():
+                return
+            await self._room.wait()
+
+    def _read_local(self, stream: ByteStream) -> Buffer:
+        piece: Buffer = b""
+        ended = False
+        try:
+            piece = stream.read_local()
+            ended = not piece
+        finally:
+            with self._change:
+                self._is_reading = False
+                self._ended = ended
+                if not piece:
+                    self._local = None
+            self._token.run_sync_soon(self._after, len(piece), 0)
+        return piece
 
     async def _put(self, piece: Buffer) -> None:
         while True:

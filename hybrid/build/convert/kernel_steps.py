@@ -128,7 +128,7 @@ class KernelSteps:
                 go_on = expanding.pipe.go_on
                 applier = Applier(cast(FileSystem, tree), run.options.size, go_on)
                 # ``apply`` reads to the end, which is there only if all was right.
-                applier.apply(TarReader(expanding.read, expanding.name), None)
+                applier.apply(TarReader(expanding.read, expanding.name))
                 tree.finish()
         except NativeError as error:
             raise translated(error, f"completing {expanding.name}", run.options.size) from error

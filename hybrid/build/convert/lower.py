@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -14,10 +15,11 @@ from hybrid.build.runs import data_of
 from hybrid.config import GlobalConfig
 from hybrid.core.device import SECTOR, Buffer, Source
 from hybrid.core.disk import LayeredDevice
-from hybrid.core.layer import Layer
-from hybrid.core.opening import open_layer
 from hybrid.core.reference import LayoutReference, RegistryReference, parse_image
 from hybrid.core.source import FileSource
+
+if TYPE_CHECKING:
+    from hybrid.core.layer import Layer
 
 
 class LowerDisk:
@@ -52,6 +54,8 @@ class LowerBlobs:
 
         Raises what opening blobs raises.
         """
+        from hybrid.core.opening import open_layer  # most conversions begin with nothing
+
         opened: list[Layer] = []
         source = await self._opener(stack)
         for layer in layers:

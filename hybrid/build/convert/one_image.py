@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack
 
 import trio
 
-from hybrid.build.convert.erofs_steps import ErofsSteps
 from hybrid.build.convert.ext4_steps import Ext4Steps
 from hybrid.build.convert.fetching import Fetching
 from hybrid.build.convert.layer_blob import Content
@@ -20,6 +19,7 @@ from hybrid.build.convert.result import ConvertedLayer
 from hybrid.build.convert.reuse import Reuse
 from hybrid.build.convert.run import LayerOutcome, Run
 from hybrid.build.convert.storing import Storing
+from hybrid.build.ext4.changes import Changes
 
 _PACKED_BEHIND = 2
 """Layers that are packed and sent at a time."""
@@ -72,6 +72,11 @@ class ImageConversion:
             base = LowerDisk(disk, run.cores)
         steps = Ext4Steps(run.options.size, base, run.directory, run.cores, run.shares)
         stack.callback(steps.close)
+
+        async def store(number: int, changes: Changes) -> None:
+            await self._store(number, changes, self._names[number])
+            steps.stored(changes)
+
         async with trio.open_nursery() as nursery:
             fetching = Fetching(run, self._image.layers, nursery)
             stack.callback(fetching.close)
@@ -83,7 +88,8 @@ class ImageConversion:
                 else:
                     changes = await steps.make_base()
                 await self._behind.acquire()
-                nursery.start_soon(self._store, number, changes, self._names[number])
+                nursery.start_soon(store, number, changes)
+            await steps.give_back()
             await self._end()
 
     async def _by_kernel(self, first: int, stack: AsyncExitStack) -> None:
@@ -119,6 +125,8 @@ class ImageConversion:
 
     async def _as_erofs(self, first: int, stack: AsyncExitStack) -> None:
         """All source layers become one."""
+        from hybrid.build.convert.erofs_steps import ErofsSteps
+
         run = self._run
         steps = ErofsSteps(run.options.size, run.directory, run.cores, run.shares)
         stack.callback(steps.close)

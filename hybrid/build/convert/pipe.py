@@ -1,4 +1,4 @@
-"""Pipe: pieces of bytes on their way from one thread to another, a few at a time."""
+"""Pipe: pieces of bytes on their way from one thread to another, up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,15 @@ def reason(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 class Pipe:
-    """One thread puts, another gets; both work on ``cores``, and rest while they wait here."""
+    """One thread puts, another gets; both work on ``cores``, and rest while they wait here.
+
+    It takes a piece as long as it holds less than ``room`` bytes.
+    """
 
     def __init__(self, cores: Cores, room: int) -> None:
         self._cores = cores
         self._room = room
+        self._held = 0
         self._pieces: deque[Buffer] = deque()
         self._change = threading.Condition()
         self._ended = False
@@ -40,7 +44,7 @@ class Pipe:
     @property
     def is_full(self) -> bool:
         """Whether ``put`` would wait."""
-        return len(self._pieces) >= self._room
+        return self._held >= self._room
 
     def put(self, piece: Buffer) -> None:
         """Raises StoppedError if ``stop`` was called."""
@@ -81,10 +85,12 @@ class Pipe:
         with self._change:
             self._stopped = True
             self._pieces.clear()
+            self._held = 0
             self._change.notify_all()
 
     def _append(self, piece: Buffer) -> None:
         self._pieces.append(piece)
+        self._held += len(piece)
         self._change.notify_all()
 
     def _take(self) -> Buffer:
@@ -93,5 +99,6 @@ class Pipe:
         if not self._pieces:
             return b""
         piece = self._pieces.popleft()
+        self._held -= len(piece)
         self._change.notify_all()
         return piece

@@ -21,6 +21,10 @@ from hybrid.errors import HybridError, StorageFullError
 RUN_AHEAD_BYTES = 512 << 20
 """Compressed bytes on disk that were fetched and are not needed yet."""
 
+_SPARE = 2
+"""More threads at a time than were asked for: those at work wait for the disk, and for Python's
+lock. With fewer two processors are idle for a tenth of the time. One thread is one."""
+
 
 class Watcher:
     """Told how a conversion goes on. This one does nothing with it."""
@@ -67,7 +71,8 @@ class Run:
     shares: Shares = field(default_factory=Shares)
 
     def __post_init__(self) -> None:
-        self.cores = Cores(self.options.threads)
+        threads = self.options.threads
+        self.cores = Cores(threads + _SPARE if threads > 1 else 1)
         self.ahead = RunAhead(self.directory, RUN_AHEAD_BYTES)
 
     @property

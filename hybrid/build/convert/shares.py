@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class Shares:
-    """``seconds`` by kind: decompress, digest, apply, compress. Each second is counted once."""
+    """``seconds`` by kind: read, decompress, digest, apply, compress. Each counts once."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)

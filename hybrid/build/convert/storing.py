@@ -35,6 +35,18 @@ class Storing:
         Raises the errors of the destination, and StorageFullError if there is no room for it on
         this machine.
         """
+        draft = await self._run.destination.begin_blob()
+        if draft is None:
+            return await self._send(changes, name)
+        try:
+            blob = await trio.to_thread.run_sync(self._maker.write, changes, name, draft.file)
+            return blob, await draft.finish(blob.digest, blob.size)
+        except OSError as error:
+            raise draft.error(error) from error
+        finally:
+            draft.close()
+
+    async def _send(self, changes: Content, name: LayerName) -> tuple[LayerBlob, PutBlob]:
         run = self._run
         try:
             with tempfile.TemporaryFile(prefix="hybrid-blob-", dir=run.directory) as file:

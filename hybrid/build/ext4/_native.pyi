@@ -32,6 +32,8 @@ class FileSystem:
         data: Buffer,
         /,
     ) -> int: ...
+    run_used: int
+    def put_files(self, archive: Buffer, known: dict[bytes, int], /) -> tuple[int, int, int]: ...
     def begin_file(
         self,
         directory: int,

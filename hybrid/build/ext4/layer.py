@@ -94,13 +94,11 @@ class Ext4Layer:
             if self._applier is None:
                 self.close()
 
-    def apply(
-        self, reader: TarReader, progress: Callable[[Applied], None] | None = None
-    ) -> Applied:
+    def apply(self, reader: TarReader) -> Applied:
         """Apply an archive (see apply.py), and read the stream to its end."""
         if self._applier is None:
             raise ValueError("the layer is closed")
-        return self._applier.apply(reader, progress)
+        return self._applier.apply(reader)
 
     def finish(self) -> Changes:
         """Complete the file system; then only ``close`` is left. The Changes are the caller's."""

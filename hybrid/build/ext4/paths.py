@@ -37,7 +37,8 @@ class Resolver:
 
     def __init__(self, fs: FileSystem) -> None:
         self._fs = fs
-        self._known: dict[bytes, int] = {}
+        self.known: dict[bytes, int] = {}
+        """Directories by their names, without a ``/`` at the end."""
 
     def parent(self, name: bytes) -> tuple[int, bytes]:
         """The directory of a name, made with its parents where missing, and the last element.
@@ -46,7 +47,7 @@ class Resolver:
         root, run through something that is no directory, or have too many symbolic links.
         """
         head, _, last = name.rpartition(b"/")
-        known = self._known.get(head)
+        known = self.known.get(head)
         if known is not None and last not in (b"", b".", b".."):
             return known, last
         parts = clean(name)
@@ -67,13 +68,13 @@ class Resolver:
 
     def remember(self, name: bytes, inode: int) -> None:
         """``name``, without a ``/`` at its end, is the directory ``inode``."""
-        if len(self._known) >= _CACHE_LIMIT:
-            self._known.clear()
-        self._known[name] = inode
+        if len(self.known) >= _CACHE_LIMIT:
+            self.known.clear()
+        self.known[name] = inode
 
     def forget(self) -> None:
         """A directory or a symbolic link is gone: names may lead elsewhere from now on."""
-        self._known.clear()
+        self.known.clear()
 
     def _walk(self, parts: list[bytes], name: bytes, *, create: bool) -> int | None:
         fs = self._fs

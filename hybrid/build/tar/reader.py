@@ -48,8 +48,19 @@ class TarReader:
         return self._window.offset
 
     def __iter__(self) -> Iterator[Entry]:
-        while (entry := self._next()) is not None:
+        while (entry := self.next()) is not None:
             yield entry
+
+    def ahead(self) -> memoryview:
+        """The archive from the next header on, as far as it is in memory. Whoever understands what
+        is there may ``skip`` it. Empty if something that came before counts for all entries.
+        """
+        self._end_entry()
+        return memoryview(b"") if self._global else self._window.ahead()
+
+    def skip(self, length: int) -> None:
+        """Pass over whole entries, which ``ahead`` has shown."""
+        self._window.take(length)
 
     def whole(self) -> memoryview:
         """All stored data of the entry at once. For small files."""
@@ -68,9 +79,8 @@ class TarReader:
         while self._window.take(BLOCK * 128):
             pass
 
-    # --- Headers
-
-    def _next(self) -> Entry | None:
+    def next(self) -> Entry | None:
+        """The next entry; None at the end of the archive."""
         records: pax.Records = []
         long_name = long_link = None
         start = None
@@ -99,14 +109,20 @@ class TarReader:
             raise self._window.truncated("a header: the entry that it describes is missing")
         return None
 
-    def _header(self) -> Header | None:
-        """The next header; None at the end: two blocks of zeros, or no more bytes."""
-        window = self._window
+    # --- Headers
+
+    def _end_entry(self) -> None:
+        """Pass over what is left of an entry's data."""
         for _ in self.data():
             pass
         if self._padding:
-            window.exactly(self._padding, "the data of a file")
+            self._window.exactly(self._padding, "the data of a file")
             self._padding = 0
+
+    def _header(self) -> Header | None:
+        """The next header; None at the end: two blocks of zeros, or no more bytes."""
+        window = self._window
+        self._end_entry()
         zeros = 0
         while True:
             block = bytes(window.take(BLOCK))

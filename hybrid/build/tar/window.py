@@ -56,6 +56,10 @@ class Window:
         self._at += len(part)
         return part
 
+    def ahead(self) -> memoryview:
+        """What was read and not yet used; it stays unused."""
+        return self._view[self._at :]
+
     def truncated(self, what: str) -> FormatError:
         return FormatError(
             f"{self.name}: truncated at byte {self.offset}, in {what}", offset=self.offset

@@ -153,7 +153,7 @@ def converter(directory: Path, layout: Path, threads: int) -> Callable[[], Taken
             settings.write_text(json.dumps({"cacheConfig": place}))
             environment["HYBRID_CONFIG"] = str(settings)
             command = [
-                sys.executable, "-m", "bench.converting", "convert", "--json", "--threads",
+                sys.executable, "-m", "bench.one_command", "convert", "--json", "--threads",
                 str(threads), f"oci:{layout}:v1", f"oci:{name}/target:v1",
             ]  # fmt: skip
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -273,20 +273,3 @@ def _put(store: Path, document: dict[str, object], media_type: str) -> dict[str,
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-def _peak_memory() -> int:
-    """Bytes. (What getrusage says is inherited from the process that has started this one.)"""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) << 10
-    raise AssertionError("no VmHWM")
-
-
-if __name__ == "__main__":
-    from hybrid.cli import main
-
-    try:
-        main(sys.argv[1:])
-    finally:
-        print(_peak_memory(), file=sys.stderr)
