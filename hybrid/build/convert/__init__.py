@@ -22,8 +22,8 @@
     download -> Feed -> decompress, hash -> Pipe -> apply -> Changes -> pack, hash -> upload
     (trio)              (thread)                    (thread)            (thread)      (trio)
 
-A blob on this machine is read by the thread that expands it, and one for a layout is written where it
-stays. Layers are applied one after the other. While one is, the layer below is packed and sent, and those
-above are fetched. A layer counts for nothing before its digest and its diff_id were seen to be
-right; the blob made of it is stored before the name of the image, which comes last.
+A blob on this machine is read by the thread that expands it, and one for a layout is written where
+it stays. Layers are applied one after the other. While one is, the layer below is packed and sent,
+and those above are fetched. A layer counts for nothing before its digest and its diff_id were seen
+to be right; the blob made of it is stored before the name of the image, which comes last.
 """
