@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import platform
 from contextlib import AsyncExitStack
@@ -98,6 +100,8 @@ def command(
         insecure or src_insecure,
         insecure or dst_insecure,
     )
+    # Else Python's end would look for cycles for 25 ms, in what goes with the process anyway.
+    atexit.register(gc.freeze)
     result, seconds = trio.run(_convert, order)
     if as_json:
         print_json(_describe(result) | {"cpu_seconds": seconds})
