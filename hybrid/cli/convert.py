@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import platform
@@ -123,6 +125,8 @@ def command(
         insecure or src_insecure,
         insecure or dst_insecure,
     )
+    # Else Python's end would look for cycles for 25 ms, in what goes with the process anyway.
+    atexit.register(gc.freeze)
     with _lender(order) as lender:
         result, seconds = trio.run(_convert, order, lender)
     if as_json:

@@ -200,6 +200,83 @@ async def test_a_thread_that_fails_ends_its_feed() -> None:
             await trio.to_thread.run_sync(feed.stop)
 
 
+class Local(ByteStream):
+    """Pieces of one byte, which a thread reads; then an error, if there is one."""
+
+    name = "local"
+    local = True
+
+    def __init__(self, count: int, error: Exception | None = None) -> None:
+        self.left = count
+        self.error = error
+        self.inside, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+        self.is_closed = False
+
+    async def read(self) -> Buffer:
+        raise AssertionError("the thread reads it")
+
+    def read_local(self) -> Buffer:
+        self.inside.set()
+        self.go_on.wait(30)
+        assert not self.is_closed
+        if self.left:
+            self.left -= 1
+            return b"x"
+        if self.error:
+            raise self.error
+        return b""
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+async def test_a_local_feed_is_read_by_the_thread() -> None:
+    cores, stream = Cores(1), Local(5)
+    gone: list[int] = []
+    feed = Feed(cores, None, gone.append)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(feed.fill, content_of(stream))
+            assert await trio.to_thread.run_sync(read_all, feed, cores) == b"xxxxx"
+    assert stream.is_closed
+    assert sum(gone) == 5
+
+
+async def test_a_local_feed_that_fails() -> None:
+    """The thread has the reason; the task ends without one."""
+    cores, stream = Cores(1), Local(2, FormatError("damaged"))
+    feed = Feed(cores, None)
+    with pytest.RaisesGroup(FormatError), trio.fail_after(30):
+        async with trio.open_nursery(strict_exception_groups=True) as nursery:
+            nursery.start_soon(feed.fill, content_of(stream))
+            nursery.start_soon(trio.to_thread.run_sync, read_all, feed, cores)
+    assert stream.is_closed
+
+
+async def test_a_local_stream_is_not_closed_while_the_thread_is_inside() -> None:
+    cores, stream = Cores(1), Local(1 << 40)
+    feed = Feed(cores, None)
+    stream.go_on.clear()
+    with pytest.RaisesGroup(StoppedError), trio.fail_after(30):
+        async with trio.open_nursery(strict_exception_groups=True) as nursery:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(feed.fill, content_of(stream))
+                    nursery.start_soon(trio.to_thread.run_sync, read_all, feed, cores)
+                    await trio.to_thread.run_sync(stream.inside.wait)
+                    scope.cancel()
+                    nursery.start_soon(_go_on, stream)
+    assert stream.is_closed
+
+
+async def _go_on(stream: Local) -> None:
+    """When the cancelled task waits for the thread."""
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert not stream.is_closed
+    stream.go_on.set()
+
+
 def test_memory(tmp_path: Path) -> None:
     layer = Remembered("sha256:a", 7, "sha256:below")
     here, there = (RegistryReference("host:5000", name) for name in ("here", "there"))

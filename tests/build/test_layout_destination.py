@@ -438,3 +438,33 @@ async def test_a_place_where_no_directory_can_be(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no directory"):
         await write_image(tmp_path / "file" / "layout", "v1", DATA)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+# --- Blobs that are written in place
+
+
+async def test_a_draft_becomes_a_blob(layout: Path) -> None:
+    destination = LayoutDestination(LayoutReference(layout, "v1"))
+    digest = memory_content(DATA).digest
+    for how in ("written", "present"):
+        draft = await destination.begin_blob()
+        draft.file.write(DATA)
+        draft.file.flush()
+        put = await draft.finish(digest, len(DATA))
+        draft.close()
+        assert (put.digest, put.size, put.how) == (digest, len(DATA), how)
+    assert (layout / "blobs" / "sha256" / digest[7:]).read_bytes() == DATA
+    assert len(files(layout / "blobs")) == 1
+    await destination.aclose()
+
+
+async def test_a_draft_that_is_not_finished_leaves_nothing(layout: Path) -> None:
+    destination = LayoutDestination(LayoutReference(layout, "v1"))
+    draft = await destination.begin_blob()
+    draft.file.write(DATA)
+    draft.close()
+    assert files(layout / "blobs") == []
+    error = draft.error(OSError(errno.ENOSPC, "No space left on device"))
+    assert isinstance(error, StorageFullError)
+    assert str(layout) in str(error)
+    await destination.aclose()
