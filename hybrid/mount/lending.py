@@ -120,6 +120,7 @@ class _Lender:
     def __init__(self, channel: socket.socket, lending: Lending) -> None:
         self._channel = channel
         self._lending = lending
+        self._upper = lending.directory / "upper"
         self._record: MountRecord | None = None
         self._loop: LoopDevice | None = None
         self._orders: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -179,7 +180,7 @@ class _Lender:
             return {"error": encode_error(bug)}
 
     def _attach(self, lowers: dict[str, Any]) -> dict[str, Any]:
-        upper = self._lending.directory / "upper"
+        upper = self._upper
         request = MountRequest(
             self._lending.image, self._opener(lowers, upper), changes=Changes(str(upper))
         )
@@ -220,6 +221,8 @@ class _Lender:
 
     def _detach(self, value: object) -> dict[str, Any]:
         self._take_away(_BUSY_SECONDS)
+        # The next image has a disk of its own, and needs the space.
+        shutil.rmtree(self._upper, ignore_errors=True)
         return {}
 
     def _attached(self) -> MountRecord:

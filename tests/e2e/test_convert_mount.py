@@ -189,6 +189,32 @@ def test_layers_are_reused_and_added_to(bench: Bench, tmp_path: Path, place: str
         assert found[path] == row, path
 
 
+@needs_root
+@pytest.mark.parametrize("fs", FILE_SYSTEMS)
+@pytest.mark.parametrize("cache", ["cache", "/proc/nowhere"])
+def test_several_images_in_one_run(bench: Bench, tmp_path: Path, cache: str, fs: str) -> None:
+    """Each has a disk of its own, over layers of those before it where they are remembered."""
+    place = {"cacheType": "file", "cacheDir": str(tmp_path / cache)}
+    (tmp_path / "hybrid.json").write_text(json.dumps({"cacheConfig": place}))
+    alone = archive(member(b"alone", b"1", mtime=61))
+    stacks = {"amd64": rich_layers(), "arm64": [rich_layers()[0], ADDED], "s390x": [alone]}
+    source, target = oci.LayoutBuilder(tmp_path / "source"), f"oci:{tmp_path}/target:v1"
+    images = [PlainImage(layers, "none", architecture=name) for name, layers in stacks.items()]
+    entries = [image.entry(source) for image in images]
+    index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": entries}
+    source.add(oci.to_json(index), "v1")
+    options = ("--json", "--via", "mount", "--fs", fs, "--size", SIZE, "--platform", "all")
+    code, out, err = bench.run("convert", *options, f"oci:{tmp_path}/source:v1", target)
+    assert code == 0, err
+    for image, layers in zip(json.loads(out)["images"], stacks.values(), strict=True):
+        found = bench.mounted_tree(f"oci:{tmp_path}/target@{image['digest']}")
+        (directory := tmp_path / image["digest"][7:]).mkdir()
+        expected = unpacked(directory, layers)
+        assert set(found) == set(expected)
+        for path, row in expected.items():
+            assert path == b"" or found[path] == row, path
+
+
 @pytest.mark.guest
 @pytest.mark.parametrize("fs", ["ext4", "xfs"])
 def test_through_a_scsi_disk(bench: Bench, tmp_path: Path, fs: str) -> None:
