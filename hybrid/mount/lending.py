@@ -91,7 +91,8 @@ def fork_lender(image: str, blobs: LowerBlobs, scratch: Path) -> LenderEnd:
     ours, theirs = socket.socketpair()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
-        directory = Path(tempfile.mkdtemp(prefix="hybrid-disk-", dir=scratch))
+        # Servers have another working directory.
+        directory = Path(tempfile.mkdtemp(prefix="hybrid-disk-", dir=scratch.absolute()))
         pid = os.fork()
         if pid == 0:
             ours.close()

@@ -215,6 +215,13 @@ def test_several_images_in_one_run(bench: Bench, tmp_path: Path, cache: str, fs:
             assert path == b"" or found[path] == row, path
 
 
+@needs_root
+def test_a_relative_place_for_temporary_files(bench: Bench, tmp_path: Path) -> None:
+    """Servers have another working directory than the command."""
+    bench.environment["TMPDIR"] = os.path.relpath(bench.scratch)
+    bench.convert("xfs", layout(tmp_path / "source", rich_layers()), f"oci:{tmp_path}/target:v1")
+
+
 @pytest.mark.guest
 @pytest.mark.parametrize("fs", ["ext4", "xfs"])
 def test_through_a_scsi_disk(bench: Bench, tmp_path: Path, fs: str) -> None:
