@@ -53,6 +53,9 @@ logger = logging.getLogger(__name__)
 _LINE_BYTES = 1 << 20
 _LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 0.05
+_DIED = "the server of the disk died"
+_DYING_SECONDS = 0.5
+"""The kernel closes its files first, and only then it is dead."""
 _BUSY_SECONDS = 20.0
 """How long others (udev, say) may look at a disk that is to be taken away."""
 _ORPHAN_SECONDS = 600.0
@@ -78,9 +81,12 @@ class LenderEnd:
         self._pid = pid
 
     def close(self) -> None:
-        """Let the lender take all away, and wait for that."""
+        """Let the lender take all away, and wait for that; while somebody else uses the disk, only
+        for some seconds: it goes on alone."""
         self.channel.close()
-        os.waitpid(self._pid, 0)
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while not os.waitpid(self._pid, os.WNOHANG)[0] and time.monotonic() < deadline:
+            time.sleep(_RETRY_SECONDS)
 
 
 def fork_lender(image: str, blobs: LowerBlobs, scratch: Path) -> LenderEnd:
@@ -91,7 +97,8 @@ def fork_lender(image: str, blobs: LowerBlobs, scratch: Path) -> LenderEnd:
     ours, theirs = socket.socketpair()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
-        directory = Path(tempfile.mkdtemp(prefix="hybrid-disk-", dir=scratch))
+        # Servers have another working directory.
+        directory = Path(tempfile.mkdtemp(prefix="hybrid-disk-", dir=scratch.absolute()))
         pid = os.fork()
         if pid == 0:
             ours.close()
@@ -109,6 +116,8 @@ def _run(channel: socket.socket, lending: Lending) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+        # Whoever reads what the command says waits for its end, not for ours.
+        _let_go(*{0, 1} - {channel.fileno()})
         _Lender(channel, lending).serve()
     except BaseException:
         logger.exception("the process that lends disks failed")
@@ -116,10 +125,19 @@ def _run(channel: socket.socket, lending: Lending) -> None:
         os._exit(0)
 
 
+def _let_go(*numbers: int) -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in numbers:
+        os.dup2(nothing, number)
+    os.close(nothing)
+
+
 class _Lender:
     def __init__(self, channel: socket.socket, lending: Lending) -> None:
         self._channel = channel
         self._lending = lending
+        self._upper = lending.directory / "upper"
+        self._sealed = 0
         self._record: MountRecord | None = None
         self._loop: LoopDevice | None = None
         self._orders: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -137,11 +155,9 @@ class _Lender:
             logger.debug("the borrower is gone")
         finally:
             try:
-                self._take_away(_ORPHAN_SECONDS)
+                self._take_all_away()
             except HybridError as error:
                 logger.warning("%s", error)
-            else:
-                shutil.rmtree(self._lending.directory, ignore_errors=True)
 
     def _next_line(self) -> bytes | None:
         received = b""
@@ -179,11 +195,12 @@ class _Lender:
             return {"error": encode_error(bug)}
 
     def _attach(self, lowers: dict[str, Any]) -> dict[str, Any]:
-        upper = self._lending.directory / "upper"
+        upper = self._upper
         request = MountRequest(
             self._lending.image, self._opener(lowers, upper), changes=Changes(str(upper))
         )
         record = self._record = attach(request)
+        self._sealed = 0
         if record.device:
             return {"device": record.device}
         self._loop = attach_loop(record.disk, writable=True)
@@ -210,27 +227,45 @@ class _Lender:
         return open_device
 
     def _seal(self, value: object) -> dict[str, Any]:
-        return {"sealed": str(snapshot(self._attached()))}
+        record = self._attached()
+        try:
+            sealed = snapshot(record)
+        except HybridError:
+            if record.server.wait_gone(_DYING_SECONDS):
+                raise SystemSupportError(_DIED) from None
+            raise
+        self._sealed += 1
+        if len(UpperDirectory(self._upper).sealed) != self._sealed:
+            raise BusyError(
+                f"somebody else made a snapshot of {record.id}, and has part of a layer in it",
+                hint="convert again, and leave the disk alone meanwhile",
+            )
+        return {"sealed": str(sealed)}
 
     def _trouble(self, value: object) -> dict[str, Any]:
         record = self._attached()
-        if not record.server.is_alive():
-            return {"said": "the server of the disk died"}
+        if record.server.wait_gone(_DYING_SECONDS):
+            return {"said": _DIED}
         return {"said": last_trouble(record)}
 
     def _detach(self, value: object) -> dict[str, Any]:
         self._take_away(_BUSY_SECONDS)
-        # There may be another disk after this one.
-        for path in self._lending.directory.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink()
+        # The next image has a disk of its own, and needs the space.
+        shutil.rmtree(self._upper, ignore_errors=True)
         return {}
 
     def _attached(self) -> MountRecord:
         assert self._record is not None, "a disk is attached"
         return self._record
+
+    def _take_all_away(self) -> None:
+        try:
+            self._take_away(_BUSY_SECONDS)
+        except BusyError:
+            # The command has ended without us.
+            _let_go(2)
+            self._take_away(_ORPHAN_SECONDS)
+        shutil.rmtree(self._lending.directory, ignore_errors=True)
 
     def _take_away(self, seconds: float) -> None:
         if self._record is None:
@@ -240,6 +275,8 @@ class _Lender:
             self._loop = None
         deadline = time.monotonic() + seconds
         while True:
+            # Nobody writes back any more what waits for a dead one.
+            self._look_after_server()
             try:
                 detach(self._record)
                 break

@@ -15,7 +15,13 @@ from typing import Any
 import trio
 
 from hybrid.build.convert.result import ConvertedLayer
-from hybrid.errors import HybridError, StorageFullError, SystemSupportError, decode_error
+from hybrid.errors import (
+    FormatError,
+    HybridError,
+    StorageFullError,
+    SystemSupportError,
+    decode_error,
+)
 from hybrid.mount.detached import Setting, mount_detached
 from hybrid.mount.lending import LenderEnd
 
@@ -55,6 +61,9 @@ class LentDisk:
         settings = _SETTINGS[fs]
         try:
             mount = await trio.to_thread.run_sync(mount_detached, self._device, fs, settings)
+        except (FormatError, SystemSupportError) as error:
+            raise await self._reason(error) from error
+        try:
             try:
                 yield mount.root
                 await trio.to_thread.run_sync(mount.write_back)
@@ -77,7 +86,7 @@ class LentDisk:
         with trio.CancelScope(shield=True):
             await self._order("detach", True)
 
-    async def _reason(self, error: OSError | SystemSupportError) -> HybridError:
+    async def _reason(self, error: OSError | FormatError | SystemSupportError) -> HybridError:
         """What the kernel calls an input/output error, the server of the disk knows more of."""
         said = ""
         with trio.CancelScope(shield=True), suppress(HybridError):
@@ -88,7 +97,9 @@ class LentDisk:
                 f"cannot write to the disk in {self.directory}: no space left",
                 hint="TMPDIR names another directory for temporary files",
             )
-        if isinstance(error, SystemSupportError):
+        if isinstance(error, FormatError) and not said:
+            return error
+        if isinstance(error, FormatError | SystemSupportError):
             message = f"{error.message}: {said}" if said else error.message
             return SystemSupportError(message, hint=error.hint)
         text = error.strerror or str(error)
@@ -105,7 +116,10 @@ class LentDisk:
                 while (answer := await self._next_answer())["number"] != number:
                     pass  # to an order whose giver was interrupted
             except trio.BrokenResourceError:
-                raise SystemSupportError("the process that lends the disk died") from None
+                raise SystemSupportError(
+                    "the process that lends the disk died",
+                    hint=f"`hybrid list` shows whether a disk is left; {self.directory} may be",
+                ) from None
         if "error" in answer:
             raise decode_error(answer["error"])
         return answer

@@ -21,8 +21,8 @@ _CLOEXEC = 1
 """FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC."""
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 """Commands of fsconfig(2)."""
-_NOATIME = 0x10
-"""MOUNT_ATTR_NOATIME."""
+_ATTRIBUTES = 0x2 | 0x4 | 0x8 | 0x10
+"""MOUNT_ATTR_NOSUID, _NODEV, _NOEXEC and _NOATIME."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -56,8 +56,9 @@ def fsconfig(context: int, name: str | None, value: str | None) -> None:
 
 
 def fsmount(context: int) -> int:
-    """A descriptor (O_PATH) of the root directory of the mount, which keeps no times of access."""
-    return _checked(_libc.syscall(_SYS_FSMOUNT, context, _CLOEXEC, _NOATIME), "")
+    """A descriptor (O_PATH) of the root directory of the mount, whose files can be written but not
+    used: no programs, no devices. It keeps no times of access."""
+    return _checked(_libc.syscall(_SYS_FSMOUNT, context, _CLOEXEC, _ATTRIBUTES), "")
 
 
 def syncfs(descriptor: int) -> None:

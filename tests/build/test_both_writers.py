@@ -93,6 +93,13 @@ async def test_an_acl_without_entries_is_none(tmp_path: Path, names_of: Names) -
     assert await names_of(data, tmp_path) == set()
 
 
+@both
+async def test_names_that_linux_cannot_ask_for_are_dropped(tmp_path: Path, names_of: Names) -> None:
+    longest = b"security." + b"n" * 246
+    data = archive(member(b"x", xattrs={longest: b"1", longest + b"n": b"2", b"user.": b"3"}))
+    assert await names_of(data, tmp_path) == {longest}
+
+
 # --- What stops them
 
 MANY = 300

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -140,6 +141,30 @@ def test_attributes_that_do_not_fit_into_ext4(tmp_path: Path) -> None:
     with kernel_directory(tmp_path) as root:
         refused(root, UnsupportedError, "no room for the extended attribute user.x",
                 member(b"x", xattrs={b"user.x": bytes(5000)}))  # fmt: skip
+
+
+def test_a_link_to_what_can_have_no_attributes_of_users(tmp_path: Path) -> None:
+    """They are dropped, as where the entry itself says what it is."""
+    link = member(b"l", kind=LINK, link=b"p", mtime=4, xattrs={b"user.x": b"1", b"trusted.x": b"2"})
+    tree = kernel_tree(tmp_path, archive(member(b"p", kind=FIFO, mtime=3), link))
+    assert tree[b"p"] == tree[b"l"]
+    assert (tree[b"p"]["mtime"], tree[b"p"]["xattrs"]) == (4 * S, {b"trusted.x": b"2"})
+
+
+def test_labels_that_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SELinux gives each file a label, and refuses to take it away."""
+    remove = os.removexattr
+
+    def refuse(path: bytes, name: str, **options: bool) -> None:
+        if name == "security.selinux":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        remove(path, name, **options)
+
+    monkeypatch.setattr(os, "removexattr", refuse)
+    label = {b"security.selinux": b"label"}
+    below = archive(member(b"d/", kind=DIR, xattrs=label | {b"user.x": b"1"}))
+    tree = kernel_tree(tmp_path, below, archive(member(b"d/", kind=DIR, mtime=5)))
+    assert (tree[b"d"]["xattrs"], tree[b"d"]["mtime"]) == (label, 5 * S)
 
 
 def test_links_of_the_layer_never_lead_out(tmp_path: Path) -> None:

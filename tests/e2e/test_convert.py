@@ -22,7 +22,7 @@ from support.archives import archive, member
 from support.commands import fail, run, spawn, succeed, succeed_json
 from support.ext4_disks import check, needs_root
 from support.kernel_trees import shown
-from support.plain_images import PlainImage, put_index, rich_layers
+from support.plain_images import PlainImage, rich_layers
 from support.registry import RealRegistry
 from support.stopping_registry import BIG, StoppingRegistry
 from support.umoci import make_image, unpacked_image
@@ -262,6 +262,27 @@ def test_a_reused_blob_that_was_changed_is_made_again(tmp_path: Path) -> None:
     second = convert(source, f"oci:{target}:v2", "--compress", "none")
     assert layers_of(second) == layers_of(first)
     assert blob.read_bytes() == content
+
+
+def put_index(path: Path) -> tuple[str, list[oci.Json]]:
+    """Images of three platforms that share a layer, and an attestation; its name, and all four."""
+    builder = oci.LayoutBuilder(path)
+    entries = []
+    for architecture in ("amd64", "arm64", "s390x"):
+        own = archive(member(b"architecture", architecture.encode()))
+        entries.append(
+            PlainImage([rich_layers()[0], own], architecture=architecture).entry(builder)
+        )
+    about = {"vnd.docker.reference.type": "attestation-manifest",
+             "vnd.docker.reference.digest": entries[0]["digest"]}  # fmt: skip
+    attestation = PlainImage([b"{}"], layer_type="application/vnd.in-toto+json")
+    entries.append(
+        attestation.entry(builder)
+        | {"annotations": about, "platform": {"os": "unknown", "architecture": "unknown"}}
+    )
+    index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": entries}
+    builder.add(oci.to_json(index), "multi")
+    return f"oci:{path}:multi", entries
 
 
 def test_all_platforms_of_an_index(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ forks one that attaches the disk.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -24,7 +23,7 @@ from support.commands import fail, spawn, succeed
 from support.ext4_disks import check, needs_root
 from support.kernel_trees import shown
 from support.mounting import poll_until
-from support.plain_images import PlainImage, put_index, rich_layers
+from support.plain_images import PlainImage, rich_layers
 from support.registry import RealRegistry
 from support.stopping_registry import StoppingRegistry
 from support.umoci import unpacked
@@ -191,20 +190,37 @@ def test_layers_are_reused_and_added_to(bench: Bench, tmp_path: Path, place: str
 
 
 @needs_root
-def test_several_images_of_an_index(bench: Bench, tmp_path: Path) -> None:
-    """Each gets a disk of its own, over what the ones before it have brought."""
-    source, _ = put_index(tmp_path / "source")
-    target = f"oci:{tmp_path}/target:multi"
-    options = ("--json", "--via", "mount", "--fs", "xfs", "--size", SIZE, "--platform", "all")
-    code, out, err = bench.run("convert", *options, source, target)
+@pytest.mark.parametrize("fs", FILE_SYSTEMS)
+@pytest.mark.parametrize("cache", ["cache", "/proc/nowhere"])
+def test_several_images_in_one_run(bench: Bench, tmp_path: Path, cache: str, fs: str) -> None:
+    """Each has a disk of its own, over layers of those before it where they are remembered."""
+    place = {"cacheType": "file", "cacheDir": str(tmp_path / cache)}
+    (tmp_path / "hybrid.json").write_text(json.dumps({"cacheConfig": place}))
+    alone = archive(member(b"alone", b"1", mtime=61))
+    stacks = {"amd64": rich_layers(), "arm64": [rich_layers()[0], ADDED], "s390x": [alone]}
+    source, target = oci.LayoutBuilder(tmp_path / "source"), f"oci:{tmp_path}/target:v1"
+    images = [PlainImage(layers, "none", architecture=name) for name, layers in stacks.items()]
+    entries = [image.entry(source) for image in images]
+    index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": entries}
+    source.add(oci.to_json(index), "v1")
+    options = ("--json", "--via", "mount", "--fs", fs, "--size", SIZE, "--platform", "all")
+    code, out, err = bench.run("convert", *options, f"oci:{tmp_path}/source:v1", target)
     assert code == 0, err
-    result = json.loads(out)
-    assert result["layers"] == {"converted": 5, "reused": 4}
-    for image in result["images"]:
-        tree = bench.mounted_tree(f"oci:{tmp_path}/target@{image['digest']}")
-        text = image["platform"].rpartition("/")[2].encode()
-        assert tree[b"architecture"]["content"] == hashlib.sha256(text).hexdigest()
-        assert b"etc/motd" in tree
+    for image, layers in zip(json.loads(out)["images"], stacks.values(), strict=True):
+        found = bench.mounted_tree(f"oci:{tmp_path}/target@{image['digest']}")
+        (directory := tmp_path / image["digest"][7:]).mkdir()
+        expected = unpacked(directory, layers)
+        assert set(found) == set(expected)
+        assert found[b""]["mtime"] == (0 if layers == [alone] else 10**9)
+        for path, row in expected.items():
+            assert path == b"" or found[path] == row, path
+
+
+@needs_root
+def test_a_relative_place_for_temporary_files(bench: Bench, tmp_path: Path) -> None:
+    """Servers have another working directory than the command."""
+    bench.environment["TMPDIR"] = os.path.relpath(bench.scratch)
+    bench.convert("xfs", layout(tmp_path / "source", rich_layers()), f"oci:{tmp_path}/target:v1")
 
 
 @pytest.mark.guest

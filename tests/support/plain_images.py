@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import zstandard
@@ -135,24 +134,3 @@ class PlainImage:
         kind = json.loads(self.manifest())["mediaType"]
         platform = {"os": "linux", "architecture": self.architecture}
         return oci.descriptor(self.manifest(), kind, platform=platform)
-
-
-def put_index(path: Path) -> tuple[str, list[oci.Json]]:
-    """Images of three platforms that share a layer, and an attestation; its name, and all four."""
-    builder = oci.LayoutBuilder(path)
-    entries = []
-    for architecture in ("amd64", "arm64", "s390x"):
-        own = archive(member(b"architecture", architecture.encode()))
-        entries.append(
-            PlainImage([rich_layers()[0], own], architecture=architecture).entry(builder)
-        )
-    about = {"vnd.docker.reference.type": "attestation-manifest",
-             "vnd.docker.reference.digest": entries[0]["digest"]}  # fmt: skip
-    attestation = PlainImage([b"{}"], layer_type="application/vnd.in-toto+json")
-    entries.append(
-        attestation.entry(builder)
-        | {"annotations": about, "platform": {"os": "unknown", "architecture": "unknown"}}
-    )
-    index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": entries}
-    builder.add(oci.to_json(index), "multi")
-    return f"oci:{path}:multi", entries

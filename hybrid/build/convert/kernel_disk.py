@@ -41,9 +41,9 @@ class KernelDisk(Protocol):
 
     async def seal(self) -> Path:
         """What was written since ``attach`` or the last call becomes a layer file, which is there
-        as long as ``directory``. The file system is not mounted."""
+        until ``detach``. The file system is not mounted."""
         ...
 
     async def detach(self) -> None:
-        """May be called twice."""
+        """May be called twice. Then another disk can be attached."""
         ...

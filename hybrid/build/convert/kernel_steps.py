@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ class KernelSteps:
         """
         try:
             content = await self._make_base()
-            path = self._attached.directory / "base"
+            path = self._temporary("base")
             await trio.to_thread.run_sync(self._write_plain, content, name, path)
         except OSError as error:
             raise scratch_error(error, self._attached.directory) from error
@@ -71,7 +72,10 @@ class KernelSteps:
         The layer is seen to be right before this returns. Raises FormatError, UnsupportedError,
         StorageFullError, StoppedError, and what attached disks raise.
         """
+        is_first = len(self._disk.layers) == 1
         async with self._attached.mounted(self._run.options.fs) as root:
+            if is_first:
+                os.utime(root, ns=(0, 0))  # not that at which the file system was made
             await expanding.feed_to(lambda found: self._apply(found, root))
         sealed = await self._attached.seal()
         below = Below.of(self._disk.segments)
@@ -96,12 +100,18 @@ class KernelSteps:
             changes = await trio.to_thread.run_sync(self._make_ext4)
             self._closing.callback(changes.close)
             return changes
-        path = self._attached.directory / "empty"
+        path = self._temporary("empty")
         await make_file_system(run.options.fs, path, size)
         raw = open_raw(path)
         self._closing.push_async_callback(raw.aclose)
         plan = await plan_layer(raw, size, below=Below.nothing())
         return PlannedLayer(raw, plan, run.cores)
+
+    def _temporary(self, name: str) -> Path:
+        """A file to be made, which is gone when the next image needs the name."""
+        path = self._attached.directory / name
+        self._closing.callback(path.unlink, missing_ok=True)
+        return path
 
     def _make_ext4(self) -> Changes:
         """The one that all images have which are converted without the kernel."""

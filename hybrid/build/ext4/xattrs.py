@@ -11,6 +11,7 @@ _ACCESS_ACL = b"system.posix_acl_access"
 _DEFAULT_ACL = b"system.posix_acl_default"
 _NAMESPACES = (b"security.", b"trusted.", b"user.")
 _NAME_LIMIT = 255
+"""Bytes of a whole name, as Linux has it."""
 _ACL_VERSION = struct.pack("<I", 2)
 _ACL_ENTRY = struct.Struct("<HHI")
 """Tag, permissions, id."""
@@ -40,7 +41,7 @@ def _is_kept(name: bytes, kind: Kind) -> bool:
     if name == _ACCESS_ACL:
         return kind is not Kind.SYMLINK
     space = next((space for space in _NAMESPACES if name.startswith(space)), None)
-    if space is None or not 0 < len(name) - len(space) <= _NAME_LIMIT:
+    if space is None or not len(space) < len(name) <= _NAME_LIMIT:
         return False
     # Whether a hard link is one to a file is not known here, but nearly all are.
     return space != b"user." or kind in (Kind.FILE, Kind.DIRECTORY, Kind.HARD_LINK)

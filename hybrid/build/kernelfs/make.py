@@ -47,7 +47,8 @@ async def make_file_system(fs: str, path: Path, size: int) -> None:
         # The first line has the reason; what follows may be all options of the program.
         lines = [line.strip() for line in said if line.strip()]
         reason = lines[0] if lines else f"exit code {done.returncode}"
-        if os.strerror(errno.ENOSPC) in reason:
+        # Not all of them say it.
+        if os.strerror(errno.ENOSPC) in reason or not os.statvfs(path.parent).f_bavail:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
         raise UsageError(
             f"{command[0]} makes no file system of {size} bytes: {reason[:_MOST_REASON]}",

@@ -31,6 +31,8 @@ _PLACES = 4096
 """Files whose names are remembered; only that which was looked up last is needed."""
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CAPABILITY = b"security.capability"
+_LABEL = "security.selinux"
+"""A kernel that labels files lets nobody take a label away."""
 _DEFAULT_ACL = b"system.posix_acl_default"
 _ROOM_BLOCKS = 64
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -279,12 +281,15 @@ class KernelTree:
             if not keep:
                 for text in os.listxattr(path, follow_symlinks=False):
                     if os.fsencode(text) not in attributes:
-                        os.removexattr(path, text, follow_symlinks=False)
+                        self._remove_attribute(path, text)
                 self._acls.pop(inode, None)
             for name, value in attributes.items():
                 try:
                     os.setxattr(path, name, value, follow_symlinks=False)
                 except OSError as error:
+                    # A hard link to what can have none of these: see ``kept_xattrs``.
+                    if error.errno == errno.EPERM and name.startswith(b"user."):
+                        continue
                     raise self._refused(error, name) from error
             if _DEFAULT_ACL in attributes:
                 self._take_acl(inode)
@@ -353,7 +358,10 @@ class KernelTree:
         """A new file. Its number may have been that of one that was removed."""
         self._forget(inode)
         self._fresh.add(inode)
-        (self._directories if is_directory else self._files)[inode] = (directory, name)
+        if is_directory:
+            self._directories[inode] = (directory, name)
+        else:
+            self._place(inode, directory, name)
 
     def _seen(self, directory: int, name: bytes, number: int, mode: int) -> tuple[int, int, bool]:
         inode = ROOT if number == self._root_number else number
@@ -361,10 +369,13 @@ class KernelTree:
         if kind == DIRECTORY:
             self._directories[inode] = (directory, name)
         else:
-            if len(self._files) >= _PLACES:
-                self._files.clear()
-            self._files[inode] = (directory, name)
+            self._place(inode, directory, name)
         return inode, kind, inode in self._fresh
+
+    def _place(self, inode: int, directory: int, name: bytes) -> None:
+        if len(self._files) >= _PLACES:
+            self._files.clear()
+        self._files[inode] = (directory, name)
 
     def _forget(self, inode: int) -> None:
         self._fresh.discard(inode)
@@ -392,6 +403,13 @@ class KernelTree:
         time = seconds * 10**9 + ns
         above = self._directory(directory)
         os.utime(name, ns=(time, time), dir_fd=above, follow_symlinks=False)
+
+    def _remove_attribute(self, path: bytes, text: str) -> None:
+        try:
+            os.removexattr(path, text, follow_symlinks=False)
+        except OSError as error:
+            if (error.errno, text) != (errno.EACCES, _LABEL):
+                raise
 
     def _refused(self, error: OSError, name: bytes) -> Exception:
         """Why an attribute cannot be set."""
