@@ -97,6 +97,11 @@ class Bench:
         finally:
             assert self.run("umount", point)[0] == 0
 
+    def records(self) -> list[dict[str, Any]]:
+        """What is known of the disks that are attached now."""
+        paths = self.directory.glob("state/*/state.json")
+        return [json.loads(path.read_text()) for path in paths]
+
     def is_clean(self) -> bool:
         """Whether there is no disk, no mount and no file of a conversion."""
         state = self.directory / "state"
@@ -317,9 +322,8 @@ def test_the_server_of_the_disk_dies(bench: Bench, tmp_path: Path) -> None:
         process = bench.start("convert", "--via", "mount", name, f"oci:{tmp_path}/target:v1")
         try:
             assert registry.half_sent.wait(60)
-            records = bench.directory.glob("state/*/state.json")
-            poll_until(lambda: [*bench.directory.glob("state/*/state.json")], "a disk is attached")
-            (record,) = (json.loads(path.read_text()) for path in records)
+            poll_until(lambda: any(row["ready"] for row in bench.records()), "a disk is attached")
+            (record,) = bench.records()
             os.kill(record["pid"], signal.SIGKILL)
         finally:
             registry.end.set()
