@@ -38,6 +38,8 @@ class Implementation(Protocol):
         self, data: memoryview, block_size: int, algorithm: str, verify: bool, threads: int, /
     ) -> tuple[bytes, array[int]]: ...
 
+    def crc32c(self, data: Buffer, seed: int, /) -> int: ...
+
 
 def find_compiled() -> Implementation | None:
     """The compiled implementation, or None if it was not built."""

@@ -20,6 +20,8 @@ from hybrid.core.zblocks_pure import BadBlockError
 
 logger = logging.getLogger("hybrid.core")
 
+_ALL_ONES = 0xFFFFFFFF
+
 
 def expand(
     data: Buffer,
@@ -55,6 +57,13 @@ def pack(
     sizes = array("I")
     sizes.frombytes(raw)
     return blocks, sizes
+
+
+def crc32c(data: Buffer, seed: int) -> int:
+    """As zblocks_pure.crc32c: at once, for records and indexes. For what is larger the package is
+    three times as fast.
+    """
+    return _zblocks.crc32c(~seed & _ALL_ONES, data, False) ^ _ALL_ONES
 
 
 @cache

@@ -31,7 +31,7 @@ from itertools import accumulate
 from hybrid.core import zblocks
 from hybrid.core.device import Buffer
 from hybrid.core.zblocks import ALGORITHMS, WRITABLE_BLOCK_SIZES, encode_blocks
-from hybrid.core.zblocks_pure import CHECKSUM_SIZE, BadBlockError, crc32c
+from hybrid.core.zblocks_pure import CHECKSUM_SIZE, BadBlockError
 from hybrid.errors import FormatError, UnsupportedError
 
 __all__ = [
@@ -75,7 +75,7 @@ _PIECE_BYTES = 4 << 20
 def crc_raw(seed: int, data: Buffer) -> int:
     """CRC-32C as a bare register update: no inversion before or after (spec: zfile 3)."""
     # crc32c() takes and gives inverted registers.
-    return crc32c(data, ~seed & _ALL_ONES) ^ _ALL_ONES
+    return zblocks.active.crc32c(data, ~seed & _ALL_ONES) ^ _ALL_ONES
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,9 @@ def test_crc_of_either_kind(seed: int, data: bytes, cut: int, portable: bool) ->
 
     piece = memoryview(data)[cut:]  # at any alignment
     assert _zblocks.crc32c(seed, piece, portable) == crc32c_raw(seed, bytes(piece))
+    expected = ~crc32c_raw(seed, bytes(piece)) & 0xFFFFFFFF
+    for name in IMPLEMENTATIONS:
+        assert implementation(name).crc32c(piece, ~seed & 0xFFFFFFFF) == expected
 
 
 # --- expanding

@@ -5,10 +5,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from crc32c import crc32c
-
 from hybrid.build.erofs.names import BLOCK
 from hybrid.build.erofs.tree import Node
+from hybrid.core import zblocks
 
 INODE_SIZE = 64
 SLOT = 32
@@ -57,6 +56,6 @@ def pack_superblock(*, root: int, inodes: int, blocks: int, uuid: bytes) -> byte
     )  # fmt: skip
     block = _SUPERBLOCK.pack(_MAGIC, 0, *fields).ljust(BLOCK - _SUPERBLOCK_OFFSET, b"\0")
     # Linux takes the sum without the inversion at its end.
-    checksum = crc32c(block) ^ 0xFFFFFFFF
+    checksum = zblocks.active.crc32c(block, 0) ^ 0xFFFFFFFF
     packed = _SUPERBLOCK.pack(_MAGIC, checksum, *fields)
     return (bytes(_SUPERBLOCK_OFFSET) + packed).ljust(BLOCK, b"\0")
