@@ -544,7 +544,8 @@ def test_a_guest_runs_a_command(tmp_path: Path) -> None:
     with process:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert process.stdout.readline() == b"started\n"
+        started = process.stdout.readline()
+        assert started == b"started\n", process.stderr.read().decode()
         (shared / "go").touch()
         assert process.stdout.read() == b"a, b\n/sys/kernel/config/target\n"
         # What tools/setup says may come first.
