@@ -29,10 +29,11 @@ _ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(_ROOT / "tools/lib"))
 
 
+from vm import cli  # noqa: E402
 from vm.apt import archive_uri, image_package, source_text  # noqa: E402
-from vm.errors import UsageError, VmError  # noqa: E402
+from vm.errors import GuestLostError, UsageError, VmError  # noqa: E402
 from vm.initrd import Entry, first_files, pack  # noqa: E402
-from vm.kernel import cache_directory, ready_kernel  # noqa: E402
+from vm.kernel import Kernel, cache_directory, ready_kernel  # noqa: E402
 from vm.modules import load_order  # noqa: E402
 from vm.options import Options, parse_options  # noqa: E402
 from vm.package import uncompressed_kernel, unpack, wanted  # noqa: E402
@@ -518,6 +519,34 @@ def test_the_console_keeps_its_last_lines_and_writes_all(tmp_path: Path) -> None
     assert tail[-1] == " [1mred\N{REPLACEMENT CHARACTER}"
     assert tail[-2] == "line 99"
     assert len(tail) <= Console.LINES + 1
+
+
+@pytest.mark.parametrize(("lost", "code"), [(0, 3), (1, 3), (2, 125)])
+def test_a_guest_that_is_lost_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], lost: int, code: int
+) -> None:
+    started = []
+
+    def run_guest(guest: object) -> int:
+        started.append(guest)
+        if len(started) <= lost:
+            raise GuestLostError("it ended", ["its last words"])
+        return 3
+
+    kernel = Kernel(Path("image"), Path("modules/6.12"))
+    monkeypatch.setattr(cli, "run_guest", run_guest)
+    monkeypatch.setattr(cli, "ready_kernel", lambda cache: kernel)
+    monkeypatch.setattr(cli, "_initrd", lambda *arguments: b"")
+    monkeypatch.setattr(cli, "_end_on_signals", lambda: None)
+    assert cli.main(["true"]) == code
+    assert capfd.readouterr().err.count("its last words") == lost
+    assert len(started) == min(2, lost + 1)
+
+
+def test_a_guest_that_has_spoken_is_not_lost() -> None:
+    assert _pumped(b"", 1).is_silent
+    with open(os.devnull, "wb") as nothing:
+        assert not _pumped(b"x", nothing.fileno()).is_silent
 
 
 # --- the guest -----------------------------------------------------------------------------------

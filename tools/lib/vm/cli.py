@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, NoReturn
 
-from vm.errors import OutputClosedError, UsageError, VmError
+from vm.errors import GuestLostError, OutputClosedError, UsageError, VmError
 from vm.guest import Guest, run_guest
 from vm.initrd import EARLY_MODULES, first_files, pack
 from vm.kernel import Kernel, cache_directory, ready_kernel
@@ -44,14 +44,18 @@ def main(arguments: Sequence[str]) -> int:
     except OutputClosedError as error:
         return error.exit_code
     except VmError as error:
-        say(str(error))
-        for line in error.details:
-            print(f"    {line}", file=sys.stderr)
+        _tell(error)
         return error.exit_code
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         say(f"{place}{error.strerror or error}")
         return VmError.exit_code
+
+
+def _tell(error: VmError) -> None:
+    say(str(error))
+    for line in error.details:
+        print(f"    {line}", file=sys.stderr)
 
 
 def _end_on_signals() -> None:
@@ -83,6 +87,12 @@ def _run(options: Options) -> int:
             scratch=options.scratch,
             console=console,
         )
+        try:
+            return run_guest(guest)
+        except GuestLostError as error:
+            # Seen once in some hundred starts, all under emulation; the reason is not known.
+            _tell(error)
+            say("trying once more")
         return run_guest(guest)
 
 

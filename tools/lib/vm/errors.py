@@ -24,6 +24,10 @@ class UsageError(VmError):
     exit_code = 2
 
 
+class GuestLostError(VmError):
+    """The guest ended before anything came from it: most likely it did not even start."""
+
+
 class GuestTimeoutError(VmError):
     """The command did not end in time."""
 

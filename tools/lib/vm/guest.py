@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from vm.errors import GuestTimeoutError, OutputClosedError, VmError
+from vm.errors import GuestLostError, GuestTimeoutError, OutputClosedError, VmError
 from vm.programs import not_installed, open_path, run
 from vm.qemu import PROGRAM, Machine, command_line
 from vm.stream import Console, Pump
@@ -50,8 +50,8 @@ class Guest:
 def run_guest(guest: Guest) -> int:
     """Run it to its end; its output goes to descriptors 1 and 2. Returns the exit status.
 
-    Raises GuestTimeoutError; OutputClosedError; VmError if the guest ends without a status, or its
-    output cannot be written.
+    Raises GuestTimeoutError; OutputClosedError; GuestLostError or VmError if the guest ends without
+    a status; VmError if its output cannot be written.
     """
     stdout, stderr, messages = (os.pipe() for _ in range(3))
     with _memory_file(guest.initrd) as initrd, _scratch_disk(guest.scratch) as scratch:
@@ -113,7 +113,8 @@ def _attend(
     statuses = {pump.status for pump in pumps}
     if len(statuses) == 1 and (status := statuses.pop()) is not None:
         return status
-    raise VmError("the guest ended without an exit code; its last messages:", console.tail())
+    kind = GuestLostError if all(pump.is_silent for pump in pumps) else VmError
+    raise kind("the guest ended without an exit code; its last messages:", console.tail())
 
 
 def _await_streams(ended: queue.SimpleQueue[Pump], count: int, deadline: float) -> bool:

@@ -70,6 +70,8 @@ class Pump(threading.Thread):
         self._ended = ended
         self.error: OSError | None = None
         """Why the output could not be written."""
+        self.is_silent = True
+        """Whether nothing has come."""
 
     @property
     def status(self) -> int | None:
@@ -80,6 +82,7 @@ class Pump(threading.Thread):
         """Copy."""
         try:
             while self.status is None and (data := os.read(self._source, _CHUNK)):
+                self.is_silent = False
                 self._write(self._stream.feed(data))
             self._write(self._stream.rest())
         except OSError as error:
