@@ -216,8 +216,7 @@ class _Lender:
                     lower = LayeredDevice(layers, image)
                 else:
                     wanted = [ConvertedLayer(digest, size) for digest, size in lowers["blobs"]]
-                    opened = await blobs.open(wanted, stack)
-                    lower = opened
+                    lower = await blobs.open(wanted, stack)
                 stack.push_async_callback(lower.aclose)
                 UpperDirectory.create(upper, Manifest(image, "", lower.identity(), lower.size))
                 disk = await UpperDirectory(upper).open(lower, image)

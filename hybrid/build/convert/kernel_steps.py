@@ -42,7 +42,6 @@ class KernelSteps:
     def __init__(self, run: Run, disk: KernelDisk, image: str) -> None:
         self._run = run
         self._attached = disk
-        self._image = image
         self._disk = LayeredDevice([], image)
         self._closing = contextlib.AsyncExitStack()
 
